@@ -1,0 +1,176 @@
+"""What every noise law offers: one interface, seven formulas.
+
+Notation (Kim & Ye, "Noise2Score", NeurIPS 2021): ``x`` clean, ``y`` noisy, ``x_hat`` estimate,
+``score = ∇_y log p(y)``, always per unit of ``y``; ``score_derivative = ∂score_i/∂y_i``.
+All tensors of one call broadcast together; parameters are scalars or maps over the volume.
+
+Each law also has a *unit-noise map* ``u = T(y)`` with ``T' = 1/sqrt(V)``: in ``u`` every law looks like
+Gaussian noise of variance one, so one network serves every law, level and unit of intensity. Scores change
+variables as ``s_y = T' s_u + T''/T'``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from n2s_med.errors import NoiseLawError
+
+Parameter = float | Tensor
+
+
+class NoiseModel(ABC):
+    """The law of a noisy measurement ``y`` given the clean value ``x``.
+
+    Subclasses are frozen dataclasses whose fields are the law's parameters.
+
+    Attributes
+    ----------
+    name
+        Key of the law on the command line and in reports.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def variance_power(self) -> float:
+        """Exponent ``ρ`` of the variance function ``V(x) ∝ x**ρ``."""
+
+    # -- the law ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``y`` given ``x``, same shape, dtype and units."""
+
+    @abstractmethod
+    def variance(self, x: Tensor) -> Tensor:
+        """Variance of ``y`` given ``x``, in squared units of ``y``."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Self:
+        """Return the law of ``factor * y``, for ``factor > 0``."""
+
+    def support(self, y: Tensor) -> Tensor:
+        """Boolean mask of the values that the law can produce from a positive signal."""
+        return torch.ones_like(y, dtype=torch.bool)
+
+    def check(self, y: Tensor) -> None:
+        """Refuse data outside the law's domain.
+
+        Raises
+        ------
+        NoiseLawError
+            Where ``y`` holds NaN or infinity, or (Poisson, Gamma, Tweedie) negative values.
+        """
+        bad = int((~torch.isfinite(y)).sum())
+        if bad:
+            raise NoiseLawError(
+                f"{bad} of {y.numel()} values are NaN or infinite",
+                remedy="repair the scan or mask these voxels as padding",
+            )
+
+    # -- from score to estimate ------------------------------------------------------------------------
+
+    @abstractmethod
+    def tweedie(self, y: Tensor, score: Tensor) -> Tensor:
+        """``x_hat`` from the score, the formula as published in Noise2Score."""
+
+    @abstractmethod
+    def posterior_mean(self, y: Tensor, score: Tensor, score_derivative: Tensor) -> Tensor:
+        """E[x given y] to second order, from the score and its diagonal derivative."""
+
+    @abstractmethod
+    def posterior_variance(self, y: Tensor, score: Tensor, score_derivative: Tensor) -> Tensor:
+        """Var[x given y] to second order, in squared units of ``y``; never negative."""
+
+    # -- the unit-noise domain -------------------------------------------------------------------------
+
+    @abstractmethod
+    def to_unit(self, y: Tensor) -> Tensor:
+        """``u = T(y)``, in which the noise has unit variance."""
+
+    @abstractmethod
+    def from_unit(self, u: Tensor) -> Tensor:
+        """Invert :meth:`to_unit`."""
+
+    @abstractmethod
+    def unit_slope(self, y: Tensor) -> Tensor:
+        """``T'(y)``, one over the noise's standard deviation at ``y``."""
+
+    @abstractmethod
+    def unit_curvature(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``T''/T'`` at ``y`` and its derivative by ``y``."""
+
+    def score_from_unit(self, y: Tensor, score_u: Tensor) -> Tensor:
+        """Score per unit of ``y`` from the score per unit of ``u``: ``T' s_u + T''/T'``."""
+        return self.unit_slope(y) * score_u + self.unit_curvature(y)[0]
+
+    def score_derivative_from_unit(self, y: Tensor, score_u: Tensor, derivative_u: Tensor) -> Tensor:
+        """``∂s_y/∂y`` from ``∂s_u/∂u``: ``T'² ∂s_u + T'' s_u + (T''/T')'``."""
+        slope = self.unit_slope(y)
+        bend, bend_derivative = self.unit_curvature(y)
+        return slope**2 * derivative_u + bend * slope * score_u + bend_derivative
+
+    # -- both together: what the denoiser calls ---------------------------------------------------------
+
+    @property
+    def shift(self) -> Parameter:
+        """Offset at which :meth:`estimate` evaluates the formula, where it is singular at zero."""
+        return 0.0
+
+    def estimate(self, y: Tensor, score_u: Tensor) -> Tensor:
+        """``x_hat`` by :meth:`tweedie` from the score in the unit-noise domain.
+
+        With ``c = sqrt(V(y))/y`` this is ``y [1 + (1-ρ) c s_u]^(1/(1-ρ))``; for counts, the form with
+        Anscombe's 3/8 that holds down to zero.
+        """
+        score = self.score_from_unit(y, score_u)
+        return self.tweedie(y + self.shift, score) - self.shift
+
+    def estimate_moments(self, y: Tensor, score_u: Tensor, derivative_u: Tensor) -> tuple[Tensor, Tensor]:
+        """Second-order posterior mean and variance from ``s_u`` and ``∂s_u/∂u``."""
+        score = self.score_from_unit(y, score_u)
+        derivative = self.score_derivative_from_unit(y, score_u, derivative_u)
+        shifted = y + self.shift
+        mean = self.posterior_mean(shifted, score, derivative) - self.shift
+        return mean, self.posterior_variance(shifted, score, derivative)
+
+    # -- what reports and provenance print -------------------------------------------------------------
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters by name; a map is given by its median."""
+        return {
+            f.name: float(torch.as_tensor(getattr(self, f.name), dtype=torch.float64).median())
+            for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        }
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{name}={value:.6g}" for name, value in self.parameters.items())
+        return f"{self.name}({inside})"
+
+
+def require_positive(law: str, **parameters: Parameter) -> None:
+    """Raise :class:`NoiseLawError` unless every parameter is finite and above zero."""
+    for name, value in parameters.items():
+        tensor = torch.as_tensor(value)
+        if not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+            raise NoiseLawError(
+                f"{name} of the {law} law must be above zero and finite", remedy=f"give a positive --{name}"
+            )
+
+
+def require_nonnegative(law: str, y: Tensor) -> None:
+    """Raise :class:`NoiseLawError` where ``y`` is negative, as the law admits no offset."""
+    count = int((y < 0).sum())
+    if count:
+        raise NoiseLawError(
+            f"{count} of {y.numel()} values are negative (lowest {float(y.min()):.6g}), and the {law} law"
+            " holds only for intensities above zero without offset (not for Hounsfield units)",
+            remedy="use the gaussian law, or give the scan before its offset was subtracted",
+        )
