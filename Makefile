@@ -1,0 +1,55 @@
+# n2s-med: everything a user or a developer starts with. `make` alone lists the targets.
+
+# The versions in constraints.txt were tested with 3.11, so that comes first; `make venv PYTHON=…` takes another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c '' 2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON := $(or $(PYTHON),python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# One thread for each test worker: two OpenMP pools on one machine only wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+# Through the environment, so that a path may hold spaces and quotes.
+export INPUT
+# A developer's own tracking server must not fill up with test runs.
+unexport MLFLOW_TRACKING_URI
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint clean
+
+help: ## list the targets
+	@echo "n2s-med: denoise PET, CT and MR scans, trained on noisy scans only. For research use."
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ printf "  make %-6s", $$1; $$1 = ""; print }'
+
+venv: $(STAMP) ## set up .venv with everything that runs, tests and benchmarks need
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "n2s-med needs Python 3.11 or newer; '$(PYTHON)' is" \
+			"$$("$(PYTHON)" -V 2>/dev/null || echo not installed)." \
+			"Install one, or name it: make venv PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv || { \
+		echo "No environment could be made: on Debian and Ubuntu, install python3-venv." >&2; exit 1; }
+	@echo "Setting up .venv (PyTorch, MONAI, MLflow and more): a few minutes the first time ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e ".[test,benchmarks]"
+	@touch $(STAMP)
+	@echo "Ready: .venv/bin/n2s-med"
+
+demo: venv ## denoise a phantom, or your own scan with INPUT=path, into demo/
+	@$(BIN)/python -m n2s_med.demo --out demo $${INPUT:+--input "$$INPUT"}
+
+lint: venv ## run the static checks alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## run every check: lint, types, import contracts, tests with coverage
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+clean: ## remove .venv, the demo's output and every cache
+	rm -rf .venv demo build dist .coverage .coverage.* *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find n2s_med tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
