@@ -1,0 +1,123 @@
+"""Noise that is correlated between voxels: ``L = C^½``, the operator that colours white noise.
+
+In the unit-noise domain the noise is ``L w`` with ``w`` white. ``L`` is stationary and symmetric, a small
+convolution kernel that is even along each axis, so that ``L = Lᵀ`` and voxels keep unit variance.
+(Xie et al., NeurIPS 2023, treat score matching with such noise.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from n2s_med.errors import NoiseLawError
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Stationary noise correlation.
+
+    Parameters
+    ----------
+    kernel
+        Kernel of ``L``, odd along each axis, one axis per spatial axis, of unit sum of squares and even
+        along each axis. Build it with :meth:`white`, :meth:`from_kernel` or :meth:`from_power`.
+    """
+
+    kernel: Tensor
+
+    def __post_init__(self) -> None:
+        if any(size % 2 == 0 for size in self.kernel.shape):
+            raise NoiseLawError(f"a correlation kernel needs odd sizes, got {tuple(self.kernel.shape)}")
+        if abs(float(self.kernel.double().square().sum()) - 1) > 1e-4:
+            raise NoiseLawError("a correlation kernel needs a unit sum of squares")
+
+    @classmethod
+    def white(cls, spatial_dims: int = 3) -> Correlation:
+        """No correlation."""
+        return cls(torch.ones((1,) * spatial_dims))
+
+    @classmethod
+    def from_kernel(cls, kernel: Tensor) -> Correlation:
+        """Symmetrise and normalise a kernel, such as the scanner's reconstruction filter."""
+        even = kernel
+        for axis in range(kernel.ndim):
+            even = (even + even.flip(axis)) / 2
+        return cls(even / even.square().sum().sqrt())
+
+    @classmethod
+    def from_power(cls, power: Tensor) -> Correlation:
+        """Build ``L`` from a noise power spectrum.
+
+        Parameters
+        ----------
+        power
+            Power on a cosine grid: along an axis of ``n`` entries, entry ``j`` belongs to frequency
+            ``j / (2 n)`` cycles per voxel. Units do not matter.
+        """
+        kernel = power.clamp_min(0).sqrt()
+        for axis, size in enumerate(power.shape):
+            frequency = torch.arange(size, dtype=power.dtype) + 0.5 * (size == 1)
+            lag = torch.arange(-(size - 1), size, dtype=power.dtype)
+            weight = torch.full((size,), 2.0, dtype=power.dtype)
+            weight[0] = 1.0
+            basis = torch.cos(torch.pi * lag[:, None] * frequency / size) * weight
+            taper = torch.cos(torch.pi * lag / (2 * size)) ** 2
+            kernel = torch.movedim(torch.tensordot(taper[:, None] * basis, kernel, ([1], [axis])), 0, axis)
+        return cls.from_kernel(kernel.float())
+
+    @property
+    def is_white(self) -> bool:
+        """Whether the kernel is a single voxel."""
+        return self.kernel.numel() == 1
+
+    @property
+    def radius(self) -> tuple[int, ...]:
+        """Reach of the kernel along each axis, in voxels."""
+        return tuple(size // 2 for size in self.kernel.shape)
+
+    def color(self, white: Tensor) -> Tensor:
+        """Apply ``L`` over the trailing spatial axes, periodic at the borders.
+
+        Parameters
+        ----------
+        white
+            Tensor of shape (..., X, Y[, Z]).
+        """
+        if self.is_white:
+            return white
+        axes = tuple(range(-self.kernel.ndim, 0))
+        transfer = self._transfer(white.shape[-self.kernel.ndim :]).to(white.device)
+        spectrum = torch.fft.rfftn(white.float(), dim=axes) * transfer
+        colored: Tensor = torch.fft.irfftn(spectrum, s=white.shape[-self.kernel.ndim :], dim=axes)
+        return colored.to(white.dtype)
+
+    def _transfer(self, shape: Sequence[int]) -> Tensor:
+        """Real frequency response on the half grid of ``rfftn`` for volumes of this shape."""
+        folded = self.kernel
+        for axis, size in enumerate(shape):
+            lag = torch.arange(folded.shape[axis]) - folded.shape[axis] // 2
+            target = list(folded.shape)
+            target[axis] = size
+            folded = torch.zeros(target, dtype=folded.dtype).index_add_(axis, lag % size, folded)
+        spectrum: Tensor = torch.fft.rfftn(folded)
+        return spectrum.real
+
+    def autocorrelation(self, lag: Sequence[int]) -> float:
+        """Correlation of the noise at two voxels ``lag`` apart."""
+        if any(abs(h) >= size for h, size in zip(lag, self.kernel.shape, strict=True)):
+            return 0.0
+        here = tuple(
+            slice(max(0, h), size + min(0, h)) for h, size in zip(lag, self.kernel.shape, strict=True)
+        )
+        there = tuple(
+            slice(max(0, -h), size + min(0, -h)) for h, size in zip(lag, self.kernel.shape, strict=True)
+        )
+        return float((self.kernel[here] * self.kernel[there]).sum())
+
+    def permuted(self, axes: Sequence[int]) -> Correlation:
+        """The correlation of a volume whose axes are permuted."""
+        return Correlation(self.kernel.permute(*axes))

@@ -1,0 +1,163 @@
+"""A trained score network with what is needed to use it, as one file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from n2s_med.errors import ModelError, OutputError
+from n2s_med.score.network import ScoreUNet
+
+FORMAT = 1
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """A score network and its card.
+
+    Attributes
+    ----------
+    network
+        The network, of unit-noise volumes.
+    scale
+        Factor on its output at inference (see :attr:`n2s_med.score.objectives.Objective.scale`).
+    modality
+        Modality it was trained for, or ``"any"``.
+    law
+        Name of the noise law it was trained under, or ``"any"``.
+    card
+        How it was made: configuration, data hashes, clean-free figures. Plain numbers and strings.
+    """
+
+    network: ScoreUNet
+    scale: float = 1.0
+    modality: str = ANY
+    law: str = ANY
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_fits(self, *, modality: str | None, law: str, spatial_dims: int) -> None:
+        """Refuse data that the model was not trained for.
+
+        Raises
+        ------
+        ModelError
+            Naming the first of modality, law and dimension that differs.
+        """
+        for what, mine, wanted in (
+            ("modality", self.modality, modality or ANY),
+            ("noise law", self.law, law),
+            ("dimension", self.network.spatial_dims, spatial_dims),
+        ):
+            if mine != wanted and ANY not in (mine, wanted):
+                raise ModelError(
+                    f"the model was trained for {what} {mine}, the scan needs {wanted}",
+                    remedy="give a model trained for it, or none to train on the scan itself",
+                )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the weights and the scale, in hexadecimal."""
+        digest = hashlib.sha256(repr(self.scale).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the model, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the file cannot be written.
+        """
+        save_atomically(
+            {
+                "format": FORMAT,
+                "network": {
+                    "spatial_dims": self.network.spatial_dims,
+                    "channels": list(self.network.channels),
+                    "smoothing": self.network.smoothing,
+                },
+                "state": self.network.state_dict(),
+                "scale": self.scale,
+                "modality": self.modality,
+                "law": self.law,
+                "card": dict(self.card),
+            },
+            path,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> ScoreModel:
+        """Read what :meth:`save` wrote; ``path`` is the file, or a folder with ``model.pt`` in it.
+
+        Raises
+        ------
+        ModelError
+            If it is missing, damaged, or of another format.
+        """
+        file = path / "model.pt" if path.is_dir() else path
+        saved = load_tensors(file)
+        try:
+            if saved["format"] != FORMAT:
+                raise ModelError(
+                    f"model format {saved['format']}, this version reads {FORMAT}",
+                    remedy="train again with this version",
+                    path=file,
+                )
+            network = ScoreUNet(**saved["network"])
+            network.load_state_dict(saved["state"])
+            return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(
+                "not a model of n2s-med", remedy="give the model.pt of a training", path=file
+            ) from error
+
+
+def load_tensors(file: Path) -> dict[str, Any]:
+    """Read a dictionary of tensors and plain values; no code in the file is run."""
+    if not file.is_file():
+        raise ModelError(
+            "no such model file", remedy="give the model.pt or the folder of a training", path=file
+        )
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ModelError("damaged or no model file", remedy="copy or train it again", path=file) from error
+    if not isinstance(saved, dict):
+        raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file)
+    return saved
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write ``content`` with torch beside ``path``, flush it to disk, and rename it there."""
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as stream:
+            torch.save(dict(content), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "the disk refused the data"
+        raise OutputError(
+            f"cannot write ({reason})", remedy="free space or choose another folder", path=path
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def copy_state(network: ScoreUNet) -> dict[str, Tensor]:
+    """A detached copy of the weights."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
