@@ -1,0 +1,122 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written into a hidden sibling ``.<name>.partial-<pid>``, flushed to disk and renamed. What was
+there before is moved aside first and removed last, so it survives any failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from n2s_med.errors import OutputError
+
+_CAUSES = {
+    errno.ENOSPC: ("no space is left for it", "free some space or choose another place"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place"),
+    errno.EROFS: ("the place is read-only", "choose a place that can be written"),
+    errno.EACCES: ("permission to write it is denied", "choose a place that can be written"),
+    errno.EPERM: ("permission to write it is denied", "choose a place that can be written"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another place"),
+    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another place"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name"),
+}
+
+
+@contextlib.contextmanager
+def whole(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yield the temporary sibling of ``path``; rename it to ``path`` when the block ends well.
+
+    Parameters
+    ----------
+    path
+        The file or folder that shall appear. The block creates it under the yielded name.
+    overwrite
+        Whether an existing ``path`` is replaced, after the block has ended well.
+    needed_bytes
+        Size in bytes of what will be written; refused at once where there is no room for it.
+
+    Raises
+    ------
+    OutputError
+        ``path`` exists, or the system refuses to write it. Nothing is left behind.
+    """
+    if _exists(path) and not overwrite:
+        raise OutputError("it exists already", remedy="choose another name or allow overwriting", path=path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(path, needed_bytes)
+        _remove(partial)
+        yield partial
+        _flush(partial)
+        _put_in_place(partial, path)
+    except OSError as error:
+        raise refused(error, path) from error
+    finally:
+        _remove(partial)
+
+
+def refused(error: OSError, path: Path) -> OutputError:
+    """Return the system's refusal to write ``path`` as an error of this package."""
+    cause, remedy = _CAUSES.get(
+        error.errno or 0,
+        (f"the system cannot write it ({error.strerror or type(error).__name__})", "choose another place"),
+    )
+    return OutputError(cause, remedy=remedy, path=path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError) as error:
+        raise OutputError("it is not a usable name", remedy="choose another name", path=path) from error
+
+
+def _require_space(path: Path, needed_bytes: int) -> None:
+    if shutil.disk_usage(path.parent).free < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename ``partial`` to ``path``; what is there steps aside and comes back if that fails."""
+    if not path.is_dir():
+        partial.replace(path)  # atomic for files
+    else:
+        old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+        _remove(old)
+        path.rename(old)
+        try:
+            partial.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        _remove(old)
+    _flush_entry(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Bring the file, or every file of the folder, to disk."""
+    for entry in path.rglob("*") if path.is_dir() else ():
+        _flush_entry(entry)
+    _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""What a path holds, and the conventions of a volume.
+
+A volume is a float32 :class:`monai.data.MetaTensor` of shape ``(C, X, Y, Z)`` with a float64 affine from
+voxel indices to RAS millimetres. ``C`` counts three-dimensional volumes on the same grid (1, or the time
+points); ``Z`` is 1 for a single image. Its ``meta`` holds, besides MONAI's own keys:
+
+=============  =====================================================================================
+format         ``"nifti"`` or ``"dicom"``
+modality       key of :data:`n2s_med.modalities.MODALITIES`, or ``None`` where the file does not say
+units          ``"BQML"``, ``"HU"``, …, or ``"unknown"``
+spacing_mm     three floats, along X, Y and Z
+valid          bool tensor that broadcasts to the volume; ``False`` is padding, not data
+source         paths, as strings: one per slice, X-Y planes in the order of (C, Z); one for NIfTI
+label          short name for logs and reports, free of patient data
+suv            PET only: ``{"factor": float | None, "missing": (what is missing, …)}``
+nifti_header   NIfTI only: the source's header as little-endian bytes (uint8 array)
+=============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+"""Affines, positions and other small arrays of double precision."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A series or file that was found and not read.
+
+    Attributes
+    ----------
+    path
+        The file, or the folder of the series.
+    label
+        What it is, free of patient data.
+    reason
+        Why it was refused, free of patient data.
+    """
+
+    path: Path
+    label: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.label}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The volumes that a path holds and what was refused there."""
+
+    volumes: tuple[MetaTensor, ...] = ()
+    refusals: tuple[Refusal, ...] = field(default=())
+
+
+def volume_from(values: NDArray[np.float32], affine: FloatArray, meta: dict[str, Any]) -> MetaTensor:
+    """Return ``values`` (C, X, Y, Z) as a volume with ``affine`` (RAS mm) and ``meta``."""
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine), meta=dict(meta))
+
+
+def spacing_of(affine: FloatArray) -> tuple[float, float, float]:
+    """Return the distance in mm between neighbouring voxels along X, Y and Z of ``affine``."""
+    x, y, z = (float(step) for step in np.linalg.norm(affine[:3, :3], axis=0))
+    return x, y, z
+
+
+def valid_mask(volume: MetaTensor) -> torch.Tensor:
+    """Return the bool mask (C, X, Y, Z) of ``volume`` that is ``False`` where there is padding, not data."""
+    return torch.as_tensor(volume.meta["valid"]).expand(volume.shape)
+
+
+def everywhere() -> torch.Tensor:
+    """Return the mask of a volume without padding; it broadcasts to any volume."""
+    return torch.ones((1, 1, 1, 1), dtype=torch.bool)

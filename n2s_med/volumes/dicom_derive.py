@@ -1,0 +1,193 @@
+"""The header of a derived image: what it keeps of its source, what it says is new, what it drops.
+
+DICOM PS3.3 C.7.6.1.1.2 (image type), C.12.4.1 (derivation), C.7.5.2 (contributing equipment).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian
+
+from n2s_med.volumes.provenance import DESCRIPTION_LENGTH, Provenance, one_line
+
+SERIES_OFFSET = 1000
+"""Added to the source's series number."""
+
+_DROPPED = (
+    "IconImageSequence", "DigitalSignaturesSequence", "MACParametersSequence", "EncryptedAttributesSequence",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "DataSetTrailingPadding", "PixelDataProviderURL",
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries", "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane",
+    "InstanceCreatorUID", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability", "StorageMediaFileSetID",
+    "StorageMediaFileSetUID", "InstanceFileName", "RealWorldValueMappingSequence",
+)  # fmt: skip
+_KEPT_PRIVATE = {  # creator: element offsets that other software needs to make sense of the values
+    "GEMS_PETD_01": (0x0D,),  # (0009) start of the scan, for SUV
+    "GEMS_PARM_01": (0x2F, 0x39),  # (0043) magnitude or phase, b-value
+    "SIEMENS MR HEADER": (0x0C, 0x0D, 0x0E, 0x27),  # (0019) b-value and gradient
+    "Philips Imaging DD 001": (0x03,),  # (2001) b-value
+    "Philips MR Imaging DD 001": (0x0D, 0x0E),  # (2005) scale intercept and slope
+    "Philips PET Private Group": (0x00, 0x09),  # (7053) SUV and activity factors
+}
+_LOSSY_METHODS = {  # transfer syntax: Lossy Image Compression Method (C.7.6.1.1.5.1)
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+}
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What all images of one derived series share.
+
+    Attributes
+    ----------
+    series_uid
+        Series Instance UID of the derived series.
+    moment
+        When it was made.
+    """
+
+    provenance: Provenance
+    series_uid: str
+    moment: datetime
+
+
+def derive(ds: Dataset, derivation: Derivation) -> None:
+    """Turn the data set ``ds``, read from the source, into that of the derived image, all but its pixels."""
+    source_class, source_uid = ds.SOPClassUID, ds.SOPInstanceUID
+    _keep_lossy(ds)
+    _drop(ds)
+    _identify(ds, derivation)
+    _date(ds, derivation.moment)
+    _describe(ds, derivation.provenance)
+    ds.SourceImageSequence = Sequence([_reference(source_class, source_uid)])
+    equipment = list(ds.get("ContributingEquipmentSequence") or ())
+    ds.ContributingEquipmentSequence = Sequence([*equipment, _equipment(derivation)])
+
+
+def coded(value: str, meaning: str) -> Dataset:
+    """Return the item of a code of DICOM's own dictionary (scheme DCM)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def series_number(source: object) -> int:
+    """Return the number of the series derived from series number ``source``."""
+    return SERIES_OFFSET + (int(str(source)) if source not in (None, "") else 0)
+
+
+def series_description(source: object, what: str) -> str:
+    """Return ``source`` followed by ``what``, at most 64 characters."""
+    text = str(source or "").strip()[: 63 - len(what)]
+    return f"{text} {what}".strip()
+
+
+def _drop(ds: Dataset) -> None:
+    for keyword in _DROPPED:
+        if keyword in ds:
+            del ds[keyword]
+    if "NumberOfTimeSlices" in ds and "DYNAMIC" not in list(ds.get("SeriesType") or ())[:1]:
+        del (
+            ds.NumberOfTimeSlices
+        )  # C.8.9.1: may be present in dynamic series only; some scanners count with it
+    kept = [element for element in ds if element.tag.is_private and _is_kept(ds, element.tag)]
+    ds.remove_private_tags()
+    for element in kept:
+        ds.add(element)
+    if not ds.file_meta.TransferSyntaxUID.is_little_endian:
+        _drop_swapped_words(ds)
+
+
+def _is_kept(ds: Dataset, tag: object) -> bool:
+    """Say whether the private ``tag`` is on the allow-list, or names the owner of one that is."""
+    group, element = int(tag) >> 16, int(tag) & 0xFFFF  # type: ignore[call-overload]
+    block = element >> 8 if element > 0xFF else element
+    creator = ds.get((group, block))
+    offsets = _KEPT_PRIVATE.get(str(creator.value).strip() if creator is not None else "", ())
+    if element > 0xFF:
+        return element & 0xFF in offsets
+    return any((group, block << 8 | offset) in ds for offset in offsets)
+
+
+def _drop_swapped_words(ds: Dataset) -> None:
+    """Drop overlays of a big-endian source: their words would need swapping, and are not image values."""
+    for tag in [tag for tag in ds.keys() if 0x6000 <= tag.group <= 0x60FF]:  # noqa: SIM118
+        del ds[tag]
+
+
+def _keep_lossy(ds: Dataset) -> None:
+    """Say that the image was compressed with loss once, where only its transfer syntax said so."""
+    method = _LOSSY_METHODS.get(str(ds.file_meta.TransferSyntaxUID))
+    if method is None or ds.get("LossyImageCompression") == "01":
+        return
+    plain = ds.Rows * ds.Columns * ds.BitsAllocated // 8
+    ds.LossyImageCompression = "01"
+    ds.LossyImageCompressionRatio = f"{plain / max(1, len(ds.PixelData)):.2f}"
+    ds.LossyImageCompressionMethod = method
+
+
+def _identify(ds: Dataset, derivation: Derivation) -> None:
+    ds.SOPInstanceUID = derivation.provenance.uid("image", ds.SOPInstanceUID)
+    ds.SeriesInstanceUID = derivation.series_uid
+    ds.SeriesNumber = series_number(ds.get("SeriesNumber"))
+    ds.SeriesDescription = series_description(ds.get("SeriesDescription"), "(denoised)")
+    ds.ImageType = _image_type(ds)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _image_type(ds: Dataset) -> list[str]:
+    further = [str(value) for value in list(ds.get("ImageType") or ())[2:]]
+    if not further:
+        further = {"CT": ["AXIAL"], "MR": ["OTHER"]}.get(str(ds.get("Modality")), [])
+    return ["DERIVED", "PRIMARY", *further]
+
+
+def _date(ds: Dataset, moment: datetime) -> None:
+    """Set creation, series and content date-times.
+
+    A PET series keeps its own: Frame Reference Time and decay correction count from it (C.8.9.1), and so
+    does SUV.
+    """
+    day, clock = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
+    ds.InstanceCreationDate, ds.InstanceCreationTime = day, clock
+    ds.ContentDate, ds.ContentTime = day, clock
+    if ds.get("Modality") != "PT":
+        ds.SeriesDate, ds.SeriesTime = day, clock
+
+
+def _describe(ds: Dataset, provenance: Provenance) -> None:
+    ours, before = provenance.description(), str(ds.get("DerivationDescription") or "").strip()
+    room = DESCRIPTION_LENGTH - len(ours) - 2
+    ds.DerivationDescription = f"{before[:room]}; {ours}" if before and room > 0 else ours
+    codes = list(ds.get("DerivationCodeSequence") or ())
+    ds.DerivationCodeSequence = Sequence([*codes, coded("113087", "Smoothing")])
+
+
+def _reference(sop_class: str, instance: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+    item.PurposeOfReferenceCodeSequence = Sequence(
+        [coded("121322", "Source image for image processing operation")]
+    )
+    return item
+
+
+def _equipment(derivation: Derivation) -> Dataset:
+    provenance, item = derivation.provenance, Dataset()
+    item.PurposeOfReferenceCodeSequence = Sequence([coded("109102", "Processing Equipment")])
+    item.Manufacturer = "n2s-med"
+    item.ManufacturerModelName = one_line(provenance.model)[:64]
+    item.SoftwareVersions = one_line(provenance.version)[:64]
+    item.ContributionDateTime = derivation.moment.strftime("%Y%m%d%H%M%S.%f")
+    item.ContributionDescription = one_line(f"Noise2Score denoising, model hash {provenance.model_hash}")
+    return item

@@ -1,0 +1,148 @@
+"""Reading and writing by path: which format it is, and what to say where there is nothing to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from monai.data import MetaTensor
+
+from n2s_med.errors import InputError, OutputError, UnsupportedError
+from n2s_med.volumes.contents import Contents, Refusal
+from n2s_med.volumes.dicom_files import is_dicom
+from n2s_med.volumes.dicom_reader import read_dicom
+from n2s_med.volumes.dicom_writer import write_series
+from n2s_med.volumes.nifti import NiftiWriter, is_nifti_name, read_nifti
+from n2s_med.volumes.provenance import Provenance
+
+_FORMATS = "give a NIfTI image (.nii, .nii.gz) or a classic CT, MR or PET series in DICOM"
+_TOLD_REASONS = 3
+
+
+def read(path: str | Path) -> Contents:
+    """Return every volume at ``path``, and what was found there and refused.
+
+    Parameters
+    ----------
+    path
+        A NIfTI image, a DICOM file, or a folder that is searched through for both. DICOM is known by its
+        content, whatever the names; files that are neither are passed over.
+
+    Returns
+    -------
+    Contents
+        Volumes (C, X, Y, Z), float32, in physical units, with affines to RAS mm; see
+        :mod:`n2s_med.volumes.contents`.
+
+    Raises
+    ------
+    InputError
+        Nothing is there, or the file is damaged.
+    UnsupportedError
+        What is there is sound, but not what this package reads.
+    """
+    path = Path(path)
+    if not _present(path):
+        raise InputError("no such file or folder", remedy="check the path", path=path)
+    contents = _read_folder(path) if path.is_dir() else _read_file(path)
+    if not contents.volumes:
+        raise _nothing_usable(path, contents.refusals)
+    return contents
+
+
+def write(volume: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+    """Write ``volume`` (C, X, Y, Z) to ``path`` and return ``path``.
+
+    A name that ends in ``.nii`` or ``.nii.gz`` gives a NIfTI image; any other a folder with a derived DICOM
+    series, which the volume must have come from.
+
+    Raises
+    ------
+    OutputError
+        ``path`` exists and ``overwrite`` is false, or it cannot be written; nothing half-written is left.
+    """
+    path = Path(path)
+    if is_nifti_name(path):
+        return _write_nifti(volume, path, provenance, overwrite)
+    if volume.meta.get("format") == "dicom":
+        return write_series(volume, path, provenance=provenance, overwrite=overwrite)
+    raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
+
+
+def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+    """Write ``sd``, the standard deviation of each voxel in the volume's units, to ``path`` and return it.
+
+    A name that ends in ``.nii`` or ``.nii.gz`` gives a NIfTI image; any other a DICOM Parametric Map.
+    """
+    path = Path(path)
+    if is_nifti_name(path):
+        return _write_nifti(sd, path, provenance, overwrite)
+    if sd.meta.get("format") == "dicom":
+        from n2s_med.volumes.parametric_map import write_parametric_map  # highdicom is slow to import
+
+        return write_parametric_map(sd, path, provenance=provenance, overwrite=overwrite)
+    raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
+
+
+def _write_nifti(volume: MetaTensor, path: Path, provenance: Provenance, overwrite: bool) -> Path:
+    writer = NiftiWriter()
+    writer.set_data_array(volume)
+    writer.set_metadata({**volume.meta, "affine": volume.affine})
+    writer.write(path, verbose=False, overwrite=overwrite, version=provenance.version)
+    return path
+
+
+def _present(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        raise InputError("it cannot be reached", remedy="check the path", path=path) from error
+
+
+def _read_file(path: Path) -> Contents:
+    if is_nifti_name(path):
+        return Contents((read_nifti(path),))
+    if path.is_file() and is_dicom(path):
+        return read_dicom([path])
+    raise InputError("it is neither NIfTI nor DICOM", remedy=_FORMATS, path=path)
+
+
+def _read_folder(folder: Path) -> Contents:
+    dicom, volumes, refusals = [], [], []
+    for file in _files(folder):
+        try:
+            if is_nifti_name(file):
+                volumes.append(read_nifti(file))
+            elif is_dicom(file):
+                dicom.append(file)
+        except InputError as error:
+            refusals.append(Refusal(file, "NIfTI" if is_nifti_name(file) else "file", error.cause))
+    found = read_dicom(dicom)
+    return Contents((*found.volumes, *volumes), (*found.refusals, *refusals))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below ``folder``, sorted; hidden ones are other programs' business."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"the folder cannot be read ({error.strerror})", remedy="check its permissions", path=folder
+        ) from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from () if entry.is_symlink() else _files(entry)
+        elif entry.is_file():
+            yield entry
+
+
+def _nothing_usable(path: Path, refusals: Iterable[Refusal]) -> InputError:
+    reasons = Counter(f"{refusal.label}: {refusal.reason}" for refusal in refusals)
+    if not reasons:
+        return InputError("it holds no NIfTI image and no DICOM", remedy=_FORMATS, path=path)
+    told = [reason for reason, _ in reasons.most_common(_TOLD_REASONS)]
+    more = f"; and {len(reasons) - len(told)} more reasons" if len(reasons) > len(told) else ""
+    return UnsupportedError(f"nothing here can be used ({'; '.join(told)}{more})", remedy=_FORMATS, path=path)

@@ -1,0 +1,245 @@
+"""NIfTI images as volumes, and back: ``.nii`` and ``.nii.gz``, two to four dimensions.
+
+The header of the source (qform, sform, units, repetition time, …) is kept; only what speaks of the voxels
+themselves (type, scaling, intent, description) is written anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import ImageReader, ImageWriter, MetaTensor
+from monai.utils import ensure_tuple
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from n2s_med.errors import InputError, OutputError, UnsupportedError
+from n2s_med.volumes.atomic import whole
+from n2s_med.volumes.contents import FloatArray, everywhere, spacing_of, volume_from
+from n2s_med.volumes.provenance import one_line
+
+SUFFIXES = (".nii", ".nii.gz")
+DEFLATE_RATIO = 1032
+"""Deflate cannot shrink data further than this (zlib technical details)."""
+
+_MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+_ERRORS = (
+    ImageFileError, HeaderDataError, WrapStructError, gzip.BadGzipFile, zlib.error, EOFError, OSError,
+    ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError, NotImplementedError,
+)  # fmt: skip
+
+
+def is_nifti_name(path: Path) -> bool:
+    """Say whether the name of ``path`` ends like a NIfTI image's."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+class NiftiReader(ImageReader):  # type: ignore[misc]
+    """MONAI reader of one NIfTI image; ``LoadImage(reader=NiftiReader())`` gives what ``read`` gives."""
+
+    def verify_suffix(self, filename: Sequence[Path | str] | Path | str) -> bool:
+        """Say whether ``filename`` ends like a NIfTI image's."""
+        return all(is_nifti_name(Path(name)) for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[Path | str] | Path | str, **_: Any) -> Any:
+        """Return the nibabel image at ``data``, its header checked, its voxels not read yet."""
+        (name,) = ensure_tuple(data)
+        path = Path(name)
+        try:
+            image = nib.load(path)
+            _check_claims(image, path)
+        except FileNotFoundError as error:
+            raise InputError("no such file", remedy="check the path", path=path) from error
+        except _ERRORS as error:
+            raise _damaged(path, error) from error
+        return image
+
+    def get_data(self, img: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Return the values (C, X, Y, Z) and the metadata of the nibabel image ``img``."""
+        path = Path(img.get_filename())
+        values, affine = _values(img, path), _affine(img, path)
+        meta = {
+            "format": "nifti",
+            "modality": None,
+            "units": "unknown",
+            "spacing_mm": spacing_of(affine),
+            "valid": everywhere(),
+            "source": (str(path),),
+            "label": _label(values.shape),
+            "nifti_header": _header_bytes(img.header),
+            "affine": affine,
+            "original_channel_dim": 0,
+        }
+        return values, meta
+
+
+class NiftiWriter(ImageWriter):  # type: ignore[misc]
+    """MONAI writer of float32 NIfTI images; values are written as they are, never resampled."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._data: NDArray[np.float32] | None = None
+        self._meta: dict[str, Any] = {}
+
+    def set_data_array(self, data_array: Any, **_: Any) -> None:
+        """Take the values (C, X, Y, Z)."""
+        self._data = np.asarray(data_array, dtype=np.float32)
+
+    def set_metadata(self, meta_dict: Any, **_: Any) -> None:
+        """Take the metadata of the volume: its affine, and the source's header if it has one."""
+        self._meta = dict(meta_dict or {})
+
+    def write(self, filename: Path | str, verbose: bool = True, **options: Any) -> None:
+        """Write the image to ``filename`` (``.nii`` or ``.nii.gz``), whole or not at all.
+
+        ``overwrite`` and ``version`` (of this package, for the description) are taken from ``options``.
+        """
+        super().write(filename, verbose=verbose)
+        if self._data is None:
+            raise OutputError("there are no voxels to write", remedy="call set_data_array first")
+        path = Path(filename)
+        if not is_nifti_name(path):
+            raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
+        description = one_line(f"denoised by n2s-med {options.get('version', '')}")[:79]
+        image = _image(self._data, self._meta, description)
+        with whole(
+            path, overwrite=bool(options.get("overwrite")), needed_bytes=self._data.nbytes // 4
+        ) as partial:
+            _save(image, partial, compressed=path.name.lower().endswith(".gz"))
+
+
+def read_nifti(path: Path) -> MetaTensor:
+    """Return the volume (C, X, Y, Z) at ``path``; its units are unknown, for NIfTI does not state them."""
+    reader = NiftiReader()
+    values, meta = reader.get_data(reader.read(path))
+    affine = meta.pop("affine")
+    return volume_from(values, affine, meta)
+
+
+def _damaged(path: Path, error: BaseException) -> InputError:
+    return InputError(
+        f"the NIfTI image is damaged ({type(error).__name__})", remedy="copy or export it again", path=path
+    )
+
+
+def _check_claims(image: Any, path: Path) -> None:
+    """Refuse what is no real image of two to four dimensions, or larger than its file can hold."""
+    if not isinstance(image, nib.Nifti1Image):
+        raise UnsupportedError("it is not a single-file NIfTI image", remedy="convert it", path=path)
+    dtype, shape = image.get_data_dtype(), image.shape
+    if dtype.kind not in "iuf":
+        raise UnsupportedError("colour and complex NIfTI are not read", remedy="convert it", path=path)
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if not 2 <= len(shape) <= 4:
+        raise UnsupportedError(f"{len(shape)} dimensions", remedy="split it into 3D volumes", path=path)
+    if min(shape) < 1:
+        raise InputError("it has no voxels", remedy="export it again", path=path)
+    claimed, size = math.prod(shape) * dtype.itemsize, path.stat().st_size
+    if claimed > size * (DEFLATE_RATIO if path.name.lower().endswith(".gz") else 1):
+        raise InputError(
+            f"its header claims {claimed} bytes of voxels, more than its {size} bytes can hold",
+            remedy="copy or export it again",
+            path=path,
+        )
+
+
+def _values(image: Any, path: Path) -> NDArray[np.float32]:
+    """Return the scaled values (C, X, Y, Z) as float32."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            raw = np.asarray(image.dataobj.get_scaled(np.float32))
+            values = raw.reshape(_four(raw.shape)).astype(np.float32, copy=False)
+    except _ERRORS as error:
+        raise _damaged(path, error) from error
+    wrong = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if wrong:
+        raise InputError(
+            f"{wrong} of {values.size} voxels are NaN or infinite",
+            remedy="replace them by measured values or crop them away",
+            path=path,
+        )
+    return np.ascontiguousarray(np.moveaxis(values, 3, 0))
+
+
+def _four(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return ``shape`` with exactly four axes."""
+    return (*shape[:4], *(1 for _ in range(4 - len(shape))))
+
+
+def _affine(image: Any, path: Path) -> FloatArray:
+    """Return the affine in RAS mm; a single image, which may lack a step across it, gets one of 1 mm."""
+    scale = _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    affine: FloatArray = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= scale
+    if (len(image.shape) == 2 or image.shape[2] == 1) and not affine[:3, 2].any():
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
+    steps = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(steps)) <= 1e-9 * np.linalg.norm(steps) ** 3:
+        raise InputError("its header gives no usable geometry", remedy="repair its qform or sform", path=path)
+    return affine
+
+
+def _label(shape: Sequence[int]) -> str:
+    several = f"{shape[0]} volumes of " if shape[0] > 1 else ""
+    return f"NIfTI, {several}{shape[1]}x{shape[2]}x{shape[3]} voxels"
+
+
+def _header_bytes(header: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(header.as_byteswapped("<").binaryblock, dtype=np.uint8)
+
+
+def _image(values: NDArray[np.float32], meta: dict[str, Any], description: str) -> Any:
+    """Return the nibabel image of ``values`` with the source's header, or with a new one."""
+    block = meta.get("nifti_header")
+    affine = np.asarray(meta.get("affine", np.eye(4)), dtype=np.float64)
+    kind = nib.Nifti2Image if block is not None and len(block) > 348 else nib.Nifti1Image
+    voxels = np.moveaxis(values, 0, 3)
+    if block is None:
+        image = kind(voxels if values.shape[0] > 1 else voxels[..., 0], affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        header = kind.header_class(np.asarray(block).tobytes(), endianness="<", check=False)
+        image = _with_header(kind, voxels, affine, header)
+    image.header.set_data_dtype(np.float32)
+    image.header.set_intent("none")
+    image.header["descrip"] = description.encode()
+    return image
+
+
+def _with_header(kind: Any, voxels: NDArray[np.float32], affine: FloatArray, header: Any) -> Any:
+    """Return the image with ``header``'s own forms, unless the volume was moved to another grid."""
+    shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
+    same_grid = _four(shape) == voxels.shape
+    image = kind(voxels.reshape(shape) if same_grid else voxels, None, header)
+    stated = image.header.get_best_affine()
+    stated[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    columns = [0, 1, 3] if voxels.shape[2] == 1 else [0, 1, 2, 3]
+    if not same_grid or not np.allclose(stated[:, columns], affine[:, columns], rtol=1e-5, atol=1e-4):
+        image.header.set_xyzt_units("mm", image.header.get_xyzt_units()[1])
+        image.set_sform(affine, code="aligned")
+        image.set_qform(affine, code="aligned")
+    return image
+
+
+def _save(image: Any, path: Path, *, compressed: bool) -> None:
+    """Write ``image`` to ``path``; the same image gives the same bytes."""
+    holders = image.make_file_map()
+    with path.open("wb") as file:
+        if not compressed:
+            holders["image"].fileobj = file
+            image.to_file_map(holders)
+            return
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            holders["image"].fileobj = packed
+            image.to_file_map(holders)

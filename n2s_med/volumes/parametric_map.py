@@ -1,0 +1,120 @@
+"""The map of standard deviations as a DICOM Parametric Map, which viewers lay over its source."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from highdicom.pm import ParametricMap, RealWorldValueMapping
+from monai.data import MetaTensor
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian
+
+from n2s_med.errors import InputError, OutputError
+from n2s_med.volumes.atomic import whole
+from n2s_med.volumes.dicom_derive import series_description, series_number
+from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
+from n2s_med.volumes.dicom_writer import source_headers
+from n2s_med.volumes.provenance import Provenance, one_line
+
+_STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
+_UNITS = {  # Units (0054,1001) and Rescale Type (0028,1054) in UCUM
+    "BQML": Code("Bq/ml", "UCUM", "Becquerels/milliliter"),
+    "GML": Code("g/ml{SUVbw}", "UCUM", "Standardized Uptake Value body weight"),
+    "CNTS": Code("{counts}", "UCUM", "Counts"),
+    "HU": Code("[hnsf'U]", "UCUM", "Hounsfield unit"),
+    "HU_MOD": Code("[hnsf'U]", "UCUM", "Hounsfield unit"),
+}
+_NO_UNITS = codes.UCUM.NoUnits
+_SD_SERIES_OFFSET = 1000
+
+
+def write_parametric_map(
+    sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False
+) -> Path:
+    """Write ``sd`` (1, X, Y, Z), in the units of its source, to the file ``path``.
+
+    Raises
+    ------
+    OutputError
+        ``path`` exists or cannot be written, or ``sd`` is no single volume on its source's grid.
+    """
+    if sd.ndim == 4 and sd.shape[0] > 1:
+        raise OutputError(
+            f"a Parametric Map holds one volume, not {sd.shape[0]}", remedy="write it as NIfTI", path=path
+        )
+    if path.is_dir():
+        raise OutputError("it is a folder", remedy="give the name of a file", path=path)
+    headers = source_headers(sd)
+    frames = np.ascontiguousarray(sd[0].numpy().transpose(2, 1, 0), dtype=np.float32)
+    if not np.isfinite(frames).all():
+        raise OutputError("the map holds NaN or infinite values", remedy="check the model", path=path)
+    with whole(path, overwrite=overwrite, needed_bytes=frames.nbytes) as partial:
+        sources = [_without_pixels(header.path) for header in headers]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # values of real headers that break the standard
+                ds = _parametric_map(frames, sources, str(sd.meta.get("units")), provenance)
+                ds.save_as(partial, enforce_file_format=True)
+        except OSError:
+            raise
+        except DECODER_ERRORS as error:
+            raise InputError(
+                f"its header cannot be copied ({type(error).__name__})",
+                remedy="export it again, or write the map as NIfTI",
+                path=headers[0].path,
+            ) from error
+    return path
+
+
+def _without_pixels(path: Path) -> Dataset:
+    ds = read_whole(path)
+    if "PixelData" in ds:
+        del ds.PixelData
+    return ds
+
+
+def _parametric_map(
+    frames: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    sources: list[Dataset],
+    units: str,
+    provenance: Provenance,
+) -> Dataset:
+    first = sources[0]
+    largest = float(frames.max(initial=0.0)) or 1.0
+    mapping = RealWorldValueMapping(
+        lut_label="SD",
+        lut_explanation="Standard deviation of the denoised voxel",
+        unit=_UNITS.get(units, _NO_UNITS),
+        value_range=(0.0, largest),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=_STANDARD_DEVIATION,
+    )
+    ds = ParametricMap(
+        source_images=sources,
+        pixel_array=frames,
+        series_instance_uid=provenance.uid("sd series", first.SeriesInstanceUID, first.SOPInstanceUID),
+        series_number=series_number(first.get("SeriesNumber")) + _SD_SERIES_OFFSET,
+        sop_instance_uid=provenance.uid("sd image", first.SeriesInstanceUID, first.SOPInstanceUID),
+        instance_number=1,
+        manufacturer="n2s-med",
+        manufacturer_model_name=one_line(provenance.model)[:64] or "unnamed",
+        software_versions=one_line(provenance.version)[:64] or "0",
+        device_serial_number=one_line(provenance.model_hash)[:64] or "0",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        window_center=largest / 2,
+        window_width=largest,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_description="Standard deviation",
+        image_flavor="VOLUME",
+        derived_pixel_contrast="QUANTITY",
+        series_description=series_description(first.get("SeriesDescription"), "(SD of denoised)"),
+    )
+    ds.DerivationDescription = provenance.description()
+    ds.Laterality = first.get("Laterality") or ""
+    return ds
