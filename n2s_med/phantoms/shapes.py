@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from n2s_med.phantoms.grids import Grid, gaussian_blur, smooth_field
-from n2s_med.phantoms.organs import head, trunk
+from n2s_med.phantoms.heads import head
 from n2s_med.phantoms.scene import Dice, Scene
 from n2s_med.phantoms.scenes import clouds, leaves, tissue, uptake, vessels
+from n2s_med.phantoms.trunks import trunk, trunk_mr
 
 SCENES: Mapping[str, Callable[[Scene], Tensor]] = MappingProxyType(
     {
         "head": head,
         "trunk": trunk,
+        "trunk_mr": trunk_mr,
         "vessels": vessels,
         "leaves": leaves,
         "tissue": tissue,
@@ -28,7 +30,16 @@ SCENES: Mapping[str, Callable[[Scene], Tensor]] = MappingProxyType(
         "clouds": clouds,
     }
 )
-_WEIGHTS = {"head": 4, "trunk": 3, "vessels": 2, "leaves": 3, "tissue": 1, "uptake": 2, "clouds": 1}
+_WEIGHTS = {
+    "head": 6,
+    "trunk": 3,
+    "trunk_mr": 3,
+    "vessels": 2,
+    "leaves": 3,
+    "tissue": 1,
+    "uptake": 2,
+    "clouds": 1,
+}
 
 
 def textured_volume(
