@@ -37,7 +37,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -216,8 +215,9 @@ class _MLflowTracker:
             self._client.log_batch(self.run_id, metrics=rows)
 
     def picture(self, picture: Figure | bytes, name: str) -> None:
-        png = picture if isinstance(picture, bytes) else _png(picture)
-        self._file(png, f"{name}.png", folder="pictures")
+        from n2s_med.pictures import png
+
+        self._file(picture if isinstance(picture, bytes) else png(picture), f"{name}.png", folder="pictures")
 
     def artifact(self, path: Path) -> None:
         if not path.exists():
@@ -303,12 +303,6 @@ def _fresh(values: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str
         if name not in known:
             told[name] = value
     return told
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 # --- MLflow, tamed -----------------------------------------------------------------------------------------
