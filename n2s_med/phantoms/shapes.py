@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from n2s_med.errors import ConfigurationError
 from n2s_med.phantoms.grids import Grid, gaussian_blur, smooth_field
 from n2s_med.phantoms.heads import head
 from n2s_med.phantoms.scene import Dice, Scene
@@ -60,7 +61,15 @@ def textured_volume(
     -------
     Tensor
         float32 (X, Y, Z), minimum 0 and maximum 1.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such kind.
     """
+    if kind is not None and kind not in SCENES:
+        remedy = f"choose one of {', '.join(SCENES)}"
+        raise ConfigurationError(f"unknown kind of generated volume {kind!r}", remedy=remedy)
     dice = Dice(generator)
     kind = kind or dice.pick([name for name, weight in _WEIGHTS.items() for _ in range(weight)])
     axis, factor = _thick_slices(dice, shape)
