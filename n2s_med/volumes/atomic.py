@@ -23,6 +23,7 @@ _CAUSES = {
     errno.EPERM: ("permission to write it is denied", "choose a place that can be written"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another place"),
     errno.EEXIST: ("a part of the path is a file, not a folder", "choose another place"),
+    errno.EISDIR: ("a folder is there already", "choose another name"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name"),
 }
 
@@ -84,8 +85,8 @@ def _require_space(path: Path, needed_bytes: int) -> None:
 
 def _put_in_place(partial: Path, path: Path) -> None:
     """Rename ``partial`` to ``path``; what is there steps aside and comes back if that fails."""
-    if not path.is_dir():
-        partial.replace(path)  # atomic for files
+    if not path.is_dir() or not partial.is_dir():
+        partial.replace(path)  # atomic for files; a folder refuses it
     else:
         old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
         _remove(old)

@@ -60,7 +60,7 @@ def _class(ds: Dataset) -> str | None:
         return "it does not say which kind of object it is (SOP Class UID)"
     if uid in SCAN_CLASSES:
         return None
-    colour = f"; it is also in colour ({ds.SamplesPerPixel} samples)" if _is_colour(ds) else ""
+    colour = "; it is also in colour" if _is_colour(ds) else ""
     for beginning, reason in _KINDS:
         if uid == beginning or uid.startswith(f"{beginning}."):
             return reason + colour

@@ -137,10 +137,7 @@ def _same_grid(a: SliceHeader, b: SliceHeader) -> bool:
 def _stacks(group: Sequence[SliceHeader]) -> tuple[tuple[SliceHeader, ...], ...]:
     """Return the sorted stacks of ``group``; refuse what is no regular grid."""
     _check_directions(group[0])
-    places = _by_position(group)
-    if any(len(place) > 1 for place in places):
-        places = [_without_copies(place) for place in places]
-    stacks = _full_stacks(places)
+    stacks = _full_stacks(_by_position(group))
     for stack in stacks:
         _check_grid(stack)
     return stacks
@@ -176,37 +173,54 @@ def _by_position(group: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
     return places
 
 
-def _without_copies(place: Sequence[SliceHeader]) -> list[SliceHeader]:
-    """Drop slices whose values and stack keys equal those of another slice at this place."""
-    if len(place) == 1:
+def _full_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+    """Return one stack, or several that the headers tell apart; identical copies are dropped."""
+    if all(len(place) == 1 for place in places):
+        return (tuple(place[0] for place in places),)
+    once = [_without_copies(place, same_instance=True) for place in places]
+    return (
+        _keyed_stacks(once)
+        or _consecutive_stacks(once)
+        or _single_stack([_without_copies(place, same_instance=False) for place in once])
+    )
+
+
+def _without_copies(place: Sequence[SliceHeader], *, same_instance: bool) -> list[SliceHeader]:
+    """Drop slices with the pixels and rescale of another one at this place (and its UID, if asked)."""
+    if len(place) == 1 or (same_instance and len({header.instance_uid for header in place}) == len(place)):
         return list(place)
     kept: dict[tuple[object, ...], SliceHeader] = {}
     for header in place:
         ds = read_whole(header.path)
-        identity = (
-            stored_pixels(ds, header.path).tobytes(),
-            rescale_of(ds, header.path),
-            tuple(header.stack_keys.values()),
-        )
-        kept.setdefault(identity, header)
+        identity = stored_pixels(ds, header.path).tobytes(), rescale_of(ds, header.path)
+        kept.setdefault((*identity, header.instance_uid if same_instance else ""), header)
     return list(kept.values())
 
 
-def _full_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
-    """Return one stack, or several told apart by the first set of keys that leaves every one full."""
+def _single_stack(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+    if any(len(place) > 1 for place in places):
+        raise InputError("positions are there more than once and nothing tells the stacks apart")
+    return (tuple(place[0] for place in places),)
+
+
+def _keyed_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+    """Return the stacks that the first full set of keys tells apart; none where no set does."""
     count = len(places[0])
-    if all(len(place) == 1 for place in places):
-        return (tuple(place[0] for place in places),)
-    if any(len(place) != count for place in places):
-        raise InputError("some positions are there more than once with different pixels")
     slices = [header for place in places for header in place]
     names = [name for name in slices[0].stack_keys if len({h.stack_keys[name] for h in slices}) > 1]
     for size in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, size):
             stacks = _split(slices, chosen)
-            if len(stacks) == count and all(len(stack) == len(places) for stack in stacks):
+            if len(stacks) == count and all(_is_full(stack, places) for stack in stacks):
                 return stacks
-    return _consecutive_stacks(places)
+    return ()
+
+
+def _is_full(stack: Sequence[SliceHeader], places: Sequence[Sequence[SliceHeader]]) -> bool:
+    """Say whether ``stack`` has exactly one slice of each of ``places``, in their order."""
+    return len(stack) == len(places) and all(
+        any(header is other for other in place) for header, place in zip(stack, places, strict=True)
+    )
 
 
 def _split(slices: Sequence[SliceHeader], names: Sequence[str]) -> tuple[tuple[SliceHeader, ...], ...]:
@@ -223,25 +237,18 @@ def _sortable(value: object) -> tuple[object, ...]:
 
 
 def _consecutive_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
-    """Return the time points of an MR series that states their number but not which slice has which.
+    """Return the time points of a series that states their number but not which slice has which.
 
-    Its instance numbers must run through all positions once per time point.
+    Its instance numbers must run through all positions once per time point; otherwise there are none.
     """
-    if min(header.time_points for place in places for header in place) < 2:
-        raise InputError("positions are there more than once and nothing tells the stacks apart")
-    rank = {header.path: rank for rank, header in enumerate(_by_instance(places))}
-    stacks = tuple(zip(*(sorted(place, key=lambda h: rank[h.path]) for place in places), strict=True))
-    spans = [(min(ranks), max(ranks)) for stack in stacks for ranks in [[rank[h.path] for h in stack]]]
-    if any(last - first >= len(places) for first, last in spans):
-        raise InputError("positions are there more than once and nothing tells the stacks apart")
-    return stacks
-
-
-def _by_instance(places: Sequence[Sequence[SliceHeader]]) -> list[SliceHeader]:
     slices = sorted((header for place in places for header in place), key=lambda h: h.instance_number)
-    if len({header.instance_number for header in slices}) < len(slices):
-        raise InputError("positions are there more than once and nothing tells the stacks apart")
-    return slices
+    distinct = len({header.instance_number for header in slices}) == len(slices)
+    if not distinct or min(header.time_points for header in slices) < 2 or len(slices) % len(places):
+        return ()
+    order = {header.path: depth for depth, place in enumerate(places) for header in place}
+    runs = [slices[start : start + len(places)] for start in range(0, len(slices), len(places))]
+    stacks = tuple(tuple(sorted(run, key=lambda h: order[h.path])) for run in runs)
+    return stacks if all(_is_full(stack, places) for stack in stacks) else ()
 
 
 def _check_grid(stack: Sequence[SliceHeader]) -> None:

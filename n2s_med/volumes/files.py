@@ -101,7 +101,7 @@ def _present(path: Path) -> bool:
 
 
 def _read_file(path: Path) -> Contents:
-    if is_nifti_name(path):
+    if path.is_file() and is_nifti_name(path):
         return Contents((read_nifti(path),))
     if path.is_file() and is_dicom(path):
         return read_dicom([path])

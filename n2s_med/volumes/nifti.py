@@ -34,7 +34,7 @@ DEFLATE_RATIO = 1032
 _MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _ERRORS = (
     ImageFileError, HeaderDataError, WrapStructError, gzip.BadGzipFile, zlib.error, EOFError, OSError,
-    ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError, NotImplementedError,
+    ValueError, TypeError, LookupError, ArithmeticError, MemoryError, NotImplementedError,
 )  # fmt: skip
 
 
@@ -111,10 +111,10 @@ class NiftiWriter(ImageWriter):  # type: ignore[misc]
             raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
         description = one_line(f"denoised by n2s-med {options.get('version', '')}")[:79]
         image = _image(self._data, self._meta, description)
-        with whole(
-            path, overwrite=bool(options.get("overwrite")), needed_bytes=self._data.nbytes // 4
-        ) as partial:
-            _save(image, partial, compressed=path.name.lower().endswith(".gz"))
+        compressed = path.name.lower().endswith(".gz")
+        needed = self._data.nbytes // (4 if compressed else 1)
+        with whole(path, overwrite=bool(options.get("overwrite")), needed_bytes=needed) as partial:
+            _save(image, partial, compressed=compressed)
 
 
 def read_nifti(path: Path) -> MetaTensor:
@@ -157,7 +157,7 @@ def _values(image: Any, path: Path) -> NDArray[np.float32]:
     """Return the scaled values (C, X, Y, Z) as float32."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            raw = np.asarray(image.dataobj.get_scaled(np.float32))
+            raw = np.asarray(image.dataobj, dtype=np.float32)
             values = raw.reshape(_four(raw.shape)).astype(np.float32, copy=False)
     except _ERRORS as error:
         raise _damaged(path, error) from error
