@@ -229,7 +229,8 @@ def test_generated_volumes_are_full_range_and_repeat(kind: str | None, seed: int
     volume = textured_volume((24, 20, 16), seeded(seed), kind=kind)
     assert volume.shape == (24, 20, 16)
     assert volume.dtype == torch.float32
-    assert tuple(volume.aminmax()) == (0, 1)
+    assert float(volume.min()) == 0
+    assert float(volume.max()) == 1
     assert torch.equal(volume, textured_volume((24, 20, 16), seeded(seed), kind=kind))
     assert not torch.equal(volume, textured_volume((24, 20, 16), seeded(seed + 10), kind=kind))
 
@@ -259,7 +260,8 @@ def test_generated_volumes_leave_the_global_generator_alone() -> None:
 
 def test_brain_is_fixed_sharp_and_in_range() -> None:
     brain = brain_phantom((40, 48, 40))
-    assert tuple(brain.aminmax()) == (pytest.approx(0.02), 1)
+    assert float(brain.min()) == pytest.approx(0.02)
+    assert float(brain.max()) == 1
     assert brain.dtype == torch.float32
     assert torch.equal(brain, brain_phantom((40, 48, 40)))
     assert float((brain == brain.min()).float().mean()) > 0.1

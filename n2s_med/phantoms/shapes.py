@@ -60,7 +60,7 @@ def textured_volume(
     Returns
     -------
     Tensor
-        float32 (X, Y, Z), minimum 0 and maximum 1.
+        float32 (X, Y, Z), minimum 0 and maximum 1; all 0 in the rare volume that shows nothing.
 
     Raises
     ------
