@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib import metadata
@@ -21,7 +19,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from n2s_med import pictures
-from n2s_med.errors import OutputError
+from n2s_med.volumes.atomic import whole
 
 JSONValue: TypeAlias = "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
 
@@ -79,7 +77,9 @@ def write_report(
     sd: Tensor | None = None,
     affine: Tensor | None = None,
 ) -> tuple[Path, Path]:
-    """Write ``<stem>.report.html`` and ``<stem>.report.json``, whole or not at all; return both paths.
+    """Write ``<stem>.report.html`` and ``<stem>.report.json``, each whole or not at all; return both paths.
+
+    A report that is there already is replaced.
 
     Parameters
     ----------
@@ -98,40 +98,10 @@ def write_report(
     )
     html, data = Path(f"{stem}.report.html"), Path(f"{stem}.report.json")
     shape = tuple(before.shape)
-    _write_whole(
-        {
-            html: _page(report, pictures.png(figure), units),
-            data: _json(report, units, shape, spacing_mm, voxel),
-        }
-    )
+    with whole(html, overwrite=True) as page, whole(data, overwrite=True) as figures:
+        page.write_text(_page(report, pictures.png(figure), units), encoding="utf-8")
+        figures.write_text(_json(report, units, shape, spacing_mm, voxel), encoding="utf-8")
     return html, data
-
-
-def _write_whole(texts: Mapping[Path, str]) -> None:
-    """Write every file beside its place, then rename all: a failure leaves what was there before."""
-    partial = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            _write_synced(partial[path], text)
-        for path, ready in partial.items():
-            ready.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"the report cannot be written ({error.strerror})",
-            remedy="free space or name a folder that may be written to",
-            path=next(iter(texts)),
-        ) from error
-    finally:
-        for leftover in partial.values():
-            with suppress(OSError):
-                leftover.unlink()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _software() -> str:

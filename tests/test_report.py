@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -180,20 +179,10 @@ def test_same_input_gives_the_same_bytes(tmp_path):
     assert written(first, report()) == written(second, report())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder_is_refused_with_a_remedy(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="cannot be written"):
-        written(tmp_path, report())
-    tmp_path.chmod(0o700)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_folder_is_refused_with_a_remedy(tmp_path):
-    with pytest.raises(
-        OutputError, match=r"scan\.v1\.report\.html: the report cannot be written .*\. Free space"
-    ):
-        written(tmp_path / "absent", report())
+def test_a_place_that_cannot_be_written_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"scan\.v1\.report\.(html|json): .*Choose another place\."):
+        written(tmp_path / "file", report())
 
 
 def test_no_space_leaves_the_earlier_report_and_no_scrap(tmp_path, monkeypatch):
@@ -202,8 +191,8 @@ def test_no_space_leaves_the_earlier_report_and_no_scrap(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("n2s_med.report.os.fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match="no space is left"):
         written(tmp_path, report(title="Another"))
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json"]
     assert (tmp_path / "scan.v1.report.html").read_text(encoding="utf-8") == before[0]
