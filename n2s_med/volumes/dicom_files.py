@@ -6,6 +6,7 @@ Only these few values of a file are kept; its header is read again when its pixe
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import struct
 import warnings
@@ -106,14 +107,20 @@ def is_dicom(path: Path) -> bool:
 
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence what pydicom says of values that break the standard: real scanners write them.
+    """Silence what pydicom warns and logs of values that break the standard: real scanners write them.
 
-    Its warnings quote the value, which may be patient data.
+    Its messages quote the value, which may be patient data.
     """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="pydicom")
-        yield
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def read_header(path: Path) -> SliceHeader | Refusal | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import torch
 from monai.data import ImageWriter, MetaTensor
 from numpy.typing import NDArray
@@ -96,7 +97,8 @@ class DicomSeriesWriter(ImageWriter):  # type: ignore[misc]
         super().write(filename, verbose=verbose)
         if self._data is None or "provenance" not in options:
             raise OutputError("there is no volume or no provenance to write", remedy="set both first")
-        volume = MetaTensor(self._data, affine=self._meta.get("affine"), meta=self._meta)
+        meta = {key: value for key, value in self._meta.items() if key != "affine"}
+        volume = MetaTensor(self._data, affine=self._meta.get("affine"), meta=meta)
         write_series(
             volume,
             Path(filename),
@@ -220,7 +222,7 @@ def _set_pixels(ds: Dataset, stored: StoredArray) -> None:
 def _save(ds: Dataset, path: Path, source: Path) -> None:
     try:
         with quiet_pydicom():
-            ds.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=True)
+            pydicom.dcmwrite(path, ds, implicit_vr=False, little_endian=True, enforce_file_format=True)
     except OSError:
         raise  # the place, not the data: told by whoever writes there
     except DECODER_ERRORS as error:

@@ -206,7 +206,7 @@ def _image(values: NDArray[np.float32], meta: dict[str, Any], description: str) 
     kind = nib.Nifti2Image if block is not None and len(block) > 348 else nib.Nifti1Image
     voxels = np.moveaxis(values, 0, 3)
     if block is None:
-        image = kind(voxels if values.shape[0] > 1 else voxels[..., 0], affine)
+        image = kind(_fewest_axes(voxels), affine)
         image.header.set_xyzt_units("mm")
     else:
         header = kind.header_class(np.asarray(block).tobytes(), endianness="<", check=False)
@@ -221,7 +221,7 @@ def _with_header(kind: Any, voxels: NDArray[np.float32], affine: FloatArray, hea
     """Return the image with ``header``'s own forms, unless the volume was moved to another grid."""
     shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     same_grid = _four(shape) == voxels.shape
-    image = kind(voxels.reshape(shape) if same_grid else voxels, None, header)
+    image = kind(voxels.reshape(shape) if same_grid else _fewest_axes(voxels), None, header)
     stated = image.header.get_best_affine()
     stated[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
     columns = [0, 1, 3] if voxels.shape[2] == 1 else [0, 1, 2, 3]
@@ -230,6 +230,10 @@ def _with_header(kind: Any, voxels: NDArray[np.float32], affine: FloatArray, hea
         image.set_sform(affine, code="aligned")
         image.set_qform(affine, code="aligned")
     return image
+
+
+def _fewest_axes(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    return voxels if voxels.shape[3] > 1 else voxels[..., 0]
 
 
 def _save(image: Any, path: Path, *, compressed: bool) -> None:

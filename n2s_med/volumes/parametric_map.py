@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.dicom_derive import series_description, series_number
-from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
+from n2s_med.volumes.dicom_files import DECODER_ERRORS, quiet_pydicom, read_whole
 from n2s_med.volumes.dicom_writer import source_headers
 from n2s_med.volumes.provenance import Provenance, one_line
 
@@ -55,8 +55,8 @@ def write_parametric_map(
     with whole(path, overwrite=overwrite, needed_bytes=frames.nbytes) as partial:
         sources = [_without_pixels(header.path) for header in headers]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # values of real headers that break the standard
+            with quiet_pydicom(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # highdicom's, of the same kind
                 ds = _parametric_map(frames, sources, str(sd.meta.get("units")), provenance)
                 ds.save_as(partial, enforce_file_format=True)
         except OSError:

@@ -1,0 +1,173 @@
+"""Damaged files: each gives a volume or a one-line error of this package, quickly and in bounded memory.
+
+The number of files is small by default; ``N2S_MUTATIONS=5000`` asks for more of each kind.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from made_scans import CT, PT, SECRETS, make_slice, pixels, save
+from pydicom.data import get_testdata_file
+
+from n2s_med.errors import InputError, N2SError
+from n2s_med.volumes import Contents, read
+
+COUNT = int(os.environ.get("N2S_MUTATIONS", "60"))
+SLOWEST_S = 5.0
+MEMORY_GB = 2.0
+
+
+def dicom_native(folder: Path) -> Path:
+    return save(make_slice(CT, pixels((1, 16, 16))[0], 0, step=3.0, study="one"), folder / "seed")
+
+
+def dicom_pet(folder: Path) -> Path:
+    return save(make_slice(PT, pixels((1, 16, 16))[0], 0, step=3.0, study="one"), folder / "seed")
+
+
+def dicom_deflated(folder: Path) -> Path:
+    ds = pydicom.dcmread(dicom_native(folder))
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    ds.save_as(folder / "seed", implicit_vr=False, little_endian=True)
+    return folder / "seed"
+
+
+def carried(name: str):
+    return lambda folder: Path(get_testdata_file(name))  # noqa: ARG005
+
+
+def nifti(ending: str, kind: type = nib.Nifti1Image):
+    def seed(folder: Path) -> Path:
+        nib.save(kind(pixels((6, 5, 4)), np.diag([2.0, 2, 3, 1])), folder / f"seed{ending}")
+        return folder / f"seed{ending}"
+
+    return seed
+
+
+SEEDS = {
+    "native": dicom_native,
+    "pet": dicom_pet,
+    "deflated": dicom_deflated,
+    "rle": carried("MR_small_RLE.dcm"),
+    "big-endian": carried("MR_small_bigendian.dcm"),
+    "implicit": carried("MR_small_implicit.dcm"),
+    "jpeg2000": carried("MR_small_jp2klossless.dcm"),
+    "jpeg-ls": carried("MR_small_jpeg_ls_lossless.dcm"),
+    "nifti": nifti(".nii"),
+    "nifti.gz": nifti(".nii.gz"),
+    "nifti-2": nifti(".nii", nib.Nifti2Image),
+}
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """Return ``content`` with a few bytes or words changed, a piece cut out or doubled, or its end gone."""
+    data = bytearray(content)
+    header = min(len(data), 1500)  # most of what matters is said early
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(0, header if rng.random() < 0.8 else len(data)))
+        match rng.integers(0, 6):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                data[at : at + 4] = bytes(rng.choice([0, 255, 127, 128], size=4).astype(np.uint8))
+            case 2:
+                del data[at : at + int(rng.integers(1, 40))]
+            case 3:
+                data[at:at] = data[at : at + int(rng.integers(1, 40))]
+            case 4:
+                data[at : at + 8] = rng.bytes(8)
+            case _:
+                del data[max(at, len(data) - int(rng.integers(1, 400))) :]
+        header = max(1, min(len(data), header))
+        if not data:
+            break
+    return bytes(data)
+
+
+def try_to_read(path: Path) -> None:
+    """Read ``path`` and hold the outcome to the promise: a sound volume, or one line without patient data."""
+    start = time.monotonic()
+    try:
+        contents = read(path)
+    except N2SError as error:
+        message = str(error)
+        assert "\n" not in message
+        assert not any(secret in message for secret in SECRETS)
+    else:
+        assert isinstance(contents, Contents)
+        for volume in contents.volumes:
+            assert volume.ndim == 4
+            assert volume.dtype == torch.float32
+            assert bool(torch.isfinite(volume).all())
+            assert bool(torch.isfinite(volume.affine).all())
+    assert time.monotonic() - start < SLOWEST_S
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_mutated_files_give_a_volume_or_an_error(tmp_path, kind):
+    seed = SEEDS[kind](tmp_path)
+    content = seed.read_bytes()
+    packed = seed.name.endswith(".gz")
+    target = tmp_path / f"mutant{'.nii.gz' if packed else seed.suffix if 'nifti' in kind else ''}"
+    rng = np.random.default_rng(list(SEEDS).index(kind))
+    for index in range(COUNT):
+        inside = packed and index % 2  # damage the packed bytes, or what they hold
+        changed = gzip.compress(mutated(gzip.decompress(content), rng)) if inside else mutated(content, rng)
+        target.write_bytes(changed)
+        try:
+            try_to_read(target)
+        except BaseException:
+            print(f"mutation {index} of {kind}: {changed[:4000].hex()}")
+            raise
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6 < MEMORY_GB
+
+
+@pytest.mark.parametrize("keyword", [
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel",
+    "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ImagePositionPatient", "PixelSpacing",
+    "ImageOrientationPatient", "SliceThickness", "SeriesNumber", "InstanceNumber", "ImageType", "Modality",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames", "Units",
+    "DecayCorrection", "PatientWeight", "SeriesTime", "AcquisitionTime", "RadiopharmaceuticalInformationSequence",
+])  # fmt: skip
+def test_any_value_of_any_attribute_gives_a_volume_or_an_error(tmp_path, keyword):
+    seed = pydicom.dcmread(dicom_pet(tmp_path))
+    element = seed[keyword]
+    values: list[object] = [None]
+    if element.VR in ("US", "SS"):
+        values += [0, 1, 3, 65535]
+    elif element.VR in ("DS", "IS"):
+        values += ["0", "-1", "1e300" if element.VR == "DS" else "2147483647", ["1", "2"]]
+    elif element.VR == "SQ":
+        values += [[pydicom.Dataset()]]
+    elif element.VR in ("CS", "UI", "LO", "TM"):
+        values += ["", "X" if element.VR == "CS" else "1", ["1", "2"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.IGNORE)
+        patch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.IGNORE)
+        for index, value in enumerate(values):
+            ds = pydicom.dcmread(tmp_path / "seed")
+            ds[keyword].value = value
+            try:
+                ds.save_as(tmp_path / f"value{index}")
+            except (ValueError, TypeError, AttributeError):
+                continue  # pydicom itself will not write it
+    for path in sorted(tmp_path.glob("value*")):
+        try_to_read(path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 131, 132, 133, 200, 1000])
+def test_every_beginning_of_a_file_is_refused(tmp_path, length):
+    content = dicom_native(tmp_path).read_bytes()
+    (tmp_path / "part").write_bytes(content[:length])
+    with pytest.raises(InputError):
+        read(tmp_path / "part")

@@ -1,0 +1,412 @@
+"""DICOM in: order, rescale, padding, geometry, and every refusal with its reason."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from made_scans import CT, MR, PT, SECRETS, make_series, make_slice, pixels, put_pixels, save
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+
+from n2s_med.errors import InputError, UnsupportedError
+from n2s_med.volumes import read, valid_mask
+
+
+def reason(folder: Path) -> str:
+    """Return why nothing in ``folder`` is read."""
+    with pytest.raises(UnsupportedError) as caught:
+        read(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not any(secret in message for secret in SECRETS)
+    return message
+
+
+def test_slices_are_ordered_by_position_not_by_name_or_number(tmp_path):
+    stored = pixels()
+
+    def shuffle_numbers(ds, index):
+        ds.InstanceNumber = (index * 3) % 4 + 1
+
+    (volume,) = read(make_series(tmp_path / "s", stored=stored, edit=shuffle_numbers)).volumes
+    assert volume.shape == (1, 5, 6, 4)
+    assert str(volume.dtype) == "torch.float32"
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024.0)
+
+
+def test_geometry_is_ras_millimetres(tmp_path):
+    (volume,) = read(make_series(tmp_path / "s")).volumes
+    expected = [[-1.5, 0, 0, 10], [0, -2, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.affine.numpy(), expected)
+    assert str(volume.affine.dtype) == "torch.float64"
+    assert volume.meta["spacing_mm"] == (1.5, 2.0, 3.0)
+
+
+def test_meta_says_what_it_is_without_patient_data(tmp_path):
+    (volume,) = read(make_series(tmp_path / "s", PT)).volumes
+    meta = volume.meta
+    assert (meta["format"], meta["modality"], meta["units"]) == ("dicom", "pet", "BQML")
+    assert meta["label"] == "PT series 4, 4 slices of 5x6"
+    assert [Path(name).name for name in meta["source"]] == [f"one-{n:03d}" for n in (4, 3, 2, 1)]
+    assert not any(
+        secret in str(value) for key, value in meta.items() if key != "source" for secret in SECRETS
+    )
+
+
+def test_slope_and_intercept_are_those_of_each_slice(tmp_path):
+    stored = pixels()
+    stored[0] = 0  # an empty first slice decides nothing
+    (volume,) = read(make_series(tmp_path / "s", PT, stored=stored)).volumes
+    for z in range(4):
+        expected = stored[z].T * (0.1 + 0.05 * z)
+        np.testing.assert_allclose(volume[0, :, :, z].numpy(), expected, rtol=1e-6)
+
+
+def test_padding_is_masked(tmp_path):
+    stored = pixels(low=-100)
+    stored[:, :2] = -2000
+    stored[:, 2, 0] = -1990
+
+    def pad(ds, index):  # noqa: ARG001
+        ds.add_new("PixelPaddingValue", "SS", -2000)
+        ds.add_new("PixelPaddingRangeLimit", "SS", -1990)
+
+    (volume,) = read(make_series(tmp_path / "s", stored=stored, edit=pad)).volumes
+    mask = valid_mask(volume)
+    assert mask.shape == volume.shape
+    np.testing.assert_array_equal(mask[0].numpy(), (stored > -1990).transpose(2, 1, 0))
+
+
+def test_padding_stated_as_the_unsigned_twin_is_understood(tmp_path):
+    stored = pixels()
+    stored[:, 0] = -2000
+
+    def pad(ds, index):  # noqa: ARG001
+        ds.add_new("PixelPaddingValue", "US", 65536 - 2000)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = make_series(tmp_path / "s", stored=stored, edit=pad)
+    assert int((~valid_mask(read(folder).volumes[0])).sum()) == 4 * 5
+
+
+def test_all_padding_is_refused(tmp_path):
+    folder = make_series(
+        tmp_path / "s",
+        stored=np.full((4, 6, 5), -2000, "i2"),
+        edit=lambda ds, _: ds.add_new("PixelPaddingValue", "SS", -2000),
+    )
+    assert "every pixel is padding" in reason(folder)
+
+
+def test_volume_without_padding_is_valid_everywhere(tmp_path):
+    assert valid_mask(read(make_series(tmp_path / "s")).volumes[0]).all()
+
+
+def test_monochrome1_is_not_inverted(tmp_path):
+    def inverse(ds, index):  # noqa: ARG001
+        ds.PhotometricInterpretation = "MONOCHROME1"
+
+    plain = read(make_series(tmp_path / "a")).volumes[0]
+    other = read(make_series(tmp_path / "b", edit=inverse)).volumes[0]
+    assert bool((plain == other).all())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE",
+        "MR_small_bigendian",
+        "MR_small_implicit",
+        "MR_small_padded",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+        "MR_small_expb",
+    ],
+)
+def test_transfer_syntaxes_decode_to_the_same_pixels(name):
+    plain = read(get_testdata_file("MR_small.dcm")).volumes[0]
+    other = read(get_testdata_file(f"{name}.dcm")).volumes[0]
+    assert bool((plain == other).all())
+    np.testing.assert_allclose(plain.affine, other.affine)
+
+
+def test_pixels_that_cannot_be_decoded_refuse_their_series_alone(tmp_path):
+    make_series(tmp_path / "good")
+    shutil.copy(get_testdata_file("MR_truncated.dcm"), tmp_path / "bad")
+    contents = read(tmp_path)
+    assert len(contents.volumes) == 1
+    (refusal,) = contents.refusals
+    assert "cannot be decoded" in refusal.reason
+    assert refusal.path == tmp_path / "bad"
+
+
+def test_files_without_preamble_or_without_file_meta_are_found(tmp_path):
+    source = Path(get_testdata_file("MR_small.dcm"))
+    plain = read(source).volumes[0]
+    (tmp_path / "no_preamble").write_bytes(source.read_bytes()[132:])
+    bare = strip_meta(pydicom.dcmread(source))
+    pydicom.dcmwrite(tmp_path / "implicit", bare, implicit_vr=True, little_endian=True)
+    pydicom.dcmwrite(tmp_path / "explicit", bare, implicit_vr=False, little_endian=True)
+    for name in ("no_preamble", "implicit", "explicit"):
+        assert bool((read(tmp_path / name).volumes[0] == plain).all())
+
+
+def strip_meta(ds: Dataset) -> Dataset:
+    bare = Dataset()
+    bare.update({element.tag: element for element in ds})
+    return bare
+
+
+def test_dicomdir_and_other_files_are_passed_over(tmp_path):
+    make_series(tmp_path / "s")
+    shutil.copy(get_testdata_file("DICOMDIR"), tmp_path / "s" / "DICOMDIR")
+    (tmp_path / "s" / "notes.txt").write_text("nothing here")
+    (tmp_path / "s" / ".hidden").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "s" / "empty").touch()
+    contents = read(tmp_path)
+    assert len(contents.volumes) == 1
+    assert contents.refusals == ()
+
+
+def test_one_file_is_a_series_of_one_slice():
+    (volume,) = read(get_testdata_file("CT_small.dcm")).volumes
+    assert volume.shape == (1, 128, 128, 1)
+    assert volume.meta["spacing_mm"][2] == pytest.approx(5.0)
+    assert volume.meta["label"] == "CT series 1, 1 slice of 128x128"
+
+
+def test_series_are_told_apart(tmp_path):
+    make_series(tmp_path, study="one")
+    make_series(tmp_path, MR, study="two")
+    assert sorted(v.meta["modality"] for v in read(tmp_path).volumes) == ["ct", "mr"]
+
+
+def test_acquisition_number_does_not_split(tmp_path):
+    def other_acquisition(ds, index):
+        ds.AcquisitionNumber = index // 2
+
+    assert len(read(make_series(tmp_path / "s", edit=other_acquisition)).volumes) == 1
+
+
+def set_all(**values):
+    return lambda ds, _: [setattr(ds, name, value) for name, value in values.items()]
+
+
+def colour(ds, index):  # noqa: ARG001
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+    ds.PixelData = bytes(ds.Rows * ds.Columns * 6)
+
+
+def modality_lut(ds, index):  # noqa: ARG001
+    item = Dataset()
+    item.LUTDescriptor, item.ModalityLUTType = [2, 0, 16], "US"
+    item.add_new("LUTData", "OW", b"\0\0\1\0")
+    ds.ModalityLUTSequence = [item]
+
+
+def ge_phase(ds, index):  # noqa: ARG001
+    ds.private_block(0x43, "GEMS_PARM_01", create=True).add_new(0x2F, "SS", 1)
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "edit", "words"),
+    [
+        (CT, set_all(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+        (CT, set_all(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "picture of a screen"),
+        (MR, set_all(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaic"),
+        (MR, set_all(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "phase"),
+        (MR, ge_phase, "phase"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "secondary capture"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "enhanced multi-frame CT"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1"), "enhanced multi-frame MR"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.481.2"), "radiotherapy"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22"), "report"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.1"), "not a CT, MR or PET image"),
+        (CT, set_all(SOPClassUID="1.2.3.4"), "its kind of object"),
+        (CT, colour, "colour"),
+        (CT, set_all(NumberOfFrames=2), "several frames"),
+        (CT, modality_lut, "lookup table"),
+        (CT, set_all(BitsAllocated=32), "integers of 8 or 16 bits"),
+        (CT, set_all(BitsStored=17), "Bits Stored"),
+        (CT, set_all(Rows=0), "no pixels"),
+        (CT, set_all(RescaleSlope="0"), "Rescale Slope is zero"),
+        (MR, set_all(RescaleSlope="1e308"), "too large"),
+        (PT, set_all(RescaleSlope=None), "activity cannot be known"),
+        (CT, set_all(ImagePositionPatient=None), "Image Position (Patient) is missing"),
+        (CT, set_all(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "perpendicular"),
+        (CT, set_all(PixelSpacing=[0, 1]), "not positive"),
+        (CT, set_all(PixelSpacing=[1, 1, 1]), "header is damaged"),
+    ],
+)  # fmt: skip
+def test_what_is_no_volume_is_refused_with_its_reason(tmp_path, sop_class, edit, words):
+    assert words in reason(make_series(tmp_path / "s", sop_class, edit=edit))
+
+
+def test_a_missing_slice_is_refused(tmp_path):
+    folder = make_series(tmp_path / "s")
+    (folder / "one-002").unlink()
+    assert "unevenly spaced (3.00 to 6.00 mm)" in reason(folder)
+
+
+def test_gantry_tilt_is_refused(tmp_path):
+    def shear(ds, index):
+        ds.ImagePositionPatient = [-10, -20 + index, 5 + 3 * index]
+
+    assert "tilted by 18.4 degrees" in reason(make_series(tmp_path / "s", edit=shear))
+
+
+def test_a_bent_stack_is_refused(tmp_path):
+    def bend(ds, index):
+        ds.ImagePositionPatient = [-10 + (index in (1, 2)), -20, 5 + 3 * index]
+
+    assert "straight, even grid" in reason(make_series(tmp_path / "s", edit=bend))
+
+
+def test_table_jitter_is_accepted(tmp_path):
+    def jitter(ds, index):
+        ds.ImagePositionPatient = [-10, -20, 3.27 * index + (0.04 if index == 2 else 0)]
+
+    assert len(read(make_series(tmp_path / "s", PT, edit=jitter)).volumes) == 1
+
+
+def test_identical_copies_are_dropped_and_different_ones_refused(tmp_path):
+    folder = make_series(tmp_path / "s")
+    shutil.copy(folder / "one-002", folder / "copy")
+    assert read(folder).volumes[0].shape == (1, 5, 6, 4)
+    again = make_slice(CT, pixels()[0] + 1, 2, step=3.0, study="one")
+    again.SOPInstanceUID = "1.2.3.4.5"
+    save(again, folder / "different")
+    assert "nothing tells the stacks apart" in reason(folder)
+
+
+def two_times(tmp_path: Path, sop_class: str, **differences: tuple[object, object]) -> Path:
+    for time in range(2):
+
+        def edit(ds, index, time=time):
+            ds.SOPInstanceUID = f"1.2.3.{time}.{index}"
+            ds.InstanceNumber = 1 + index + 4 * time
+            for name, values in differences.items():
+                setattr(ds, name, values[time])
+
+        folder = make_series(tmp_path / f"t{time}", sop_class, stored=pixels() + 100 * time, edit=edit)
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "differences"),
+    [
+        (PT, {"FrameReferenceTime": ("9000", "10000")}),
+        (MR, {"EchoTime": ("2.5", "5.0")}),
+        (MR, {"TemporalPositionIdentifier": (1, 2), "TriggerTime": ("1", "2")}),
+        (MR, {"DiffusionBValue": (0.0, 1000.0)}),
+        (MR, {"NumberOfTemporalPositions": (2, 2)}),
+    ],
+)
+def test_stacks_at_the_same_positions_become_one_volume_each(tmp_path, sop_class, differences):
+    (volume,) = read(two_times(tmp_path, sop_class, **differences)).volumes
+    assert volume.shape == (2, 5, 6, 4)
+    stored = pixels().transpose(2, 1, 0)
+    slope = 1.0 if sop_class == MR else 0.1
+    np.testing.assert_allclose(
+        volume[:, :, :, 0], np.stack([stored, stored + 100])[..., 0] * slope, rtol=1e-6
+    )
+    assert volume.meta["label"].endswith("2 volumes of 4 slices of 5x6")
+    assert len(volume.meta["source"]) == 8
+
+
+def test_stacks_that_nothing_tells_apart_are_refused(tmp_path):
+    assert "nothing tells the stacks apart" in reason(two_times(tmp_path, MR))
+
+
+def test_unfinished_time_point_is_refused(tmp_path):
+    folder = two_times(tmp_path, PT, FrameReferenceTime=("9000", "10000"))
+    (folder / "t1" / "one-001").unlink()
+    assert "nothing tells the stacks apart" in reason(folder)
+
+
+def test_suv_factor_and_what_is_missing(tmp_path):
+    suv = read(make_series(tmp_path / "a", PT)).volumes[0].meta["suv"]
+    dose_at_scan = 3.5e8 * 2 ** (-3600 / 6586.2)
+    assert suv["factor"] == pytest.approx(70_000 / dose_at_scan)
+    assert suv["missing"] == ()
+
+    def lose(ds, index):  # noqa: ARG001
+        del ds.PatientWeight
+        del ds.RadiopharmaceuticalInformationSequence
+
+    suv = read(make_series(tmp_path / "b", PT, edit=lose)).volumes[0].meta["suv"]
+    assert suv["factor"] is None
+    assert suv["missing"] == ("patient weight", "injected dose", "half-life", "injection time")
+
+
+def start_datetime(value):
+    def edit(ds, index):  # noqa: ARG001
+        ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "factor", "missing"),
+    [
+        (set_all(Units="GML"), 1.0, ()),
+        (set_all(Units="GML", SUVType="LBM"), None, ("SUV by body weight (it is by another measure)",)),
+        (set_all(Units="CNTS"), None, ("activity units (it holds counts)",)),
+        (set_all(Units="PROPCPS"), None, ("activity units",)),
+        (set_all(DecayCorrection="NONE"), None, ("decay correction",)),
+        (set_all(DecayCorrection="ADMIN"), 70_000 / 3.5e8, ()),
+        (set_all(SeriesTime="120000"), None, ("scan start time",)),
+        (set_all(AcquisitionDateTime="20200102100100"), 70_000 / (3.5e8 * 2 ** (-3600 / 6586.2)), ()),
+        (start_datetime("20200102093000"), 70_000 / (3.5e8 * 2 ** (-1800 / 6586.2)), ()),
+        (start_datetime("20200103093000"), None, ("an injection before the scan",)),
+        (set_all(PatientWeight="-1"), None, ("patient weight",)),
+    ],
+)
+def test_suv_follows_units_and_decay_correction(tmp_path, edit, factor, missing):
+    suv = read(make_series(tmp_path / "s", PT, edit=edit)).volumes[0].meta["suv"]
+    assert suv["factor"] == (pytest.approx(factor) if factor else None)
+    assert suv["missing"] == missing
+
+
+def test_injection_late_in_the_evening_before(tmp_path):
+    def overnight(ds, index):  # noqa: ARG001
+        ds.SeriesTime, ds.AcquisitionTime = "003000", "003100"
+        ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartTime = "233000"
+
+    suv = read(make_series(tmp_path / "s", PT, edit=overnight)).volumes[0].meta["suv"]
+    assert suv["factor"] == pytest.approx(70_000 / (3.5e8 * 2 ** (-3600 / 6586.2)))
+
+
+def test_units_of_ct_without_rescale_are_unknown(tmp_path):
+    def bare(ds, index):  # noqa: ARG001
+        del ds.RescaleSlope
+        del ds.RescaleIntercept
+
+    assert read(make_series(tmp_path / "s", edit=bare)).volumes[0].meta["units"] == "unknown"
+
+
+def test_bits_beyond_bits_stored_are_not_values(tmp_path):
+    def twelve_bits(ds, index):
+        put_pixels(ds, (pixels(kind="u2")[index] & 0xFFF) | 0x7000)
+        ds.BitsStored, ds.HighBit = 12, 11
+
+    volume = read(make_series(tmp_path / "s", MR, edit=twelve_bits)).volumes[0]
+    np.testing.assert_array_equal(volume[0].numpy(), (pixels(kind="u2") & 0xFFF).transpose(2, 1, 0))
+
+
+def test_missing_path_and_folder_without_images(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no NIfTI image and no DICOM"):
+        read(tmp_path)
+    with pytest.raises(InputError):
+        read("name\0with-null")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InputError, match="neither NIfTI nor DICOM"):
+        read(tmp_path / "text")
