@@ -5,26 +5,26 @@ Only these few values of a file are kept; its header is read again when its pixe
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from n2s_med.errors import InputError
 from n2s_med.volumes.contents import Refusal
 from n2s_med.volumes.dicom_refusals import SCAN_CLASSES, why_refused
+from n2s_med.volumes.quiet import quiet
 
 DECODER_ERRORS = (
+    BytesLengthException,
     ValueError,  # of these also: InvalidDicomError, UnicodeDecodeError
     TypeError,
     LookupError,
@@ -42,6 +42,9 @@ DECODER_ERRORS = (
 """What pydicom and its pixel decoders raise on damaged files, one way or another."""
 
 Vector = tuple[float, ...]
+
+SMALLEST_MM, LARGEST_MM = 1e-6, 1e6
+"""Lengths beyond these are errors, not scans."""
 
 _HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "InstanceNumber",
@@ -105,28 +108,10 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or head[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0")
 
 
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Silence what pydicom warns and logs of values that break the standard: real scanners write them.
-
-    Its messages quote the value, which may be patient data.
-    """
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module="pydicom")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
 def read_header(path: Path) -> SliceHeader | Refusal | None:
     """Return the header of the file at ``path``, why it is refused, or ``None`` for a DICOMDIR."""
     try:
-        with quiet_pydicom():
+        with quiet():
             ds = pydicom.dcmread(
                 path, stop_before_pixels=True, force=True, specific_tags=[*_HEADER_TAGS, _GE_COMPLEX_PART]
             )
@@ -141,7 +126,7 @@ def read_header(path: Path) -> SliceHeader | Refusal | None:
 def read_whole(path: Path) -> Dataset:
     """Return the complete data set at ``path``; its transfer syntax is filled in where the file lacks it."""
     try:
-        with quiet_pydicom():
+        with quiet():
             ds = pydicom.dcmread(path, force=True)
             if "TransferSyntaxUID" not in ds.file_meta:
                 implicit, little = ds.original_encoding
@@ -200,7 +185,7 @@ def _parsed(path: Path, ds: Dataset) -> SliceHeader:
 
 def _numbers(ds: Dataset, keyword: str, count: int) -> Vector:
     numbers = tuple(float(number) for number in ds[keyword].value)
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+    if len(numbers) != count or not all(abs(number) <= LARGEST_MM for number in numbers):
         raise ValueError(keyword)
     return numbers
 
@@ -214,7 +199,7 @@ def _thickness(ds: Dataset) -> float:
     """Return the size in mm of a lone slice along its normal; 1 where the file does not say."""
     for keyword in ("SliceThickness", "SpacingBetweenSlices"):
         value = ds.get(keyword)
-        if value not in (None, "") and math.isfinite(float(value)) and float(value) > 0:
+        if value not in (None, "") and SMALLEST_MM <= float(value) <= LARGEST_MM:
             return float(value)
     return 1.0
 

@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
 from n2s_med.errors import InputError
-from n2s_med.volumes.dicom_files import DECODER_ERRORS, quiet_pydicom
+from n2s_med.volumes.dicom_files import DECODER_ERRORS
+from n2s_med.volumes.quiet import quiet
 
 StoredArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
@@ -26,7 +27,7 @@ LARGEST_COMPRESSED_FRAME = 1 << 26
 def stored_pixels(ds: Dataset, path: Path) -> StoredArray:
     """Return the stored values (rows, columns) of ``ds``, in the type that its header states."""
     try:
-        with quiet_pydicom():
+        with quiet():
             _check_claims(ds)
             pixels: StoredArray = ds.pixel_array
     except DECODER_ERRORS as error:
@@ -43,7 +44,7 @@ def stored_pixels(ds: Dataset, path: Path) -> StoredArray:
 def rescale_of(ds: Dataset, path: Path) -> tuple[float, float]:
     """Return Rescale Slope and Intercept, 1 and 0 where there are none."""
     try:
-        with quiet_pydicom():
+        with quiet():
             slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
             numbers = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
     except DECODER_ERRORS as error:

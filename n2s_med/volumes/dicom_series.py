@@ -16,7 +16,7 @@ import numpy as np
 
 from n2s_med.errors import InputError
 from n2s_med.volumes.contents import FloatArray, Refusal
-from n2s_med.volumes.dicom_files import SliceHeader, read_whole
+from n2s_med.volumes.dicom_files import SMALLEST_MM, SliceHeader, read_whole
 from n2s_med.volumes.dicom_pixels import rescale_of, stored_pixels
 
 ORIENTATION_TOLERANCE = 1e-3
@@ -153,7 +153,7 @@ def _check_directions(header: SliceHeader) -> None:
     gram = np.array([row @ row - 1, column @ column - 1, row @ column])
     if np.abs(gram).max() > 1e-2:
         raise InputError("Image Orientation (Patient) is not a pair of perpendicular directions")
-    if min(header.spacing_mm) <= 0:
+    if min(header.spacing_mm) < SMALLEST_MM:
         raise InputError("Pixel Spacing is not positive")
 
 

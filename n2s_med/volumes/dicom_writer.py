@@ -27,7 +27,6 @@ from n2s_med.volumes.dicom_files import (
     DECODER_ERRORS,
     SliceHeader,
     is_dicom,
-    quiet_pydicom,
     read_header,
     read_whole,
 )
@@ -41,8 +40,12 @@ from n2s_med.volumes.dicom_pixels import (
 )
 from n2s_med.volumes.dicom_series import affine_of
 from n2s_med.volumes.provenance import Provenance
+from n2s_med.volumes.quiet import quiet
 
 _HEADER_BYTES = 8192
+
+SMALLEST_SLOPE = 1e-30
+"""A PET slice whose slope would be smaller is empty."""
 
 
 def write_series(
@@ -162,7 +165,7 @@ def _derived(
     if not np.isfinite(values[~padding]).all():
         raise OutputError("the volume holds NaN or infinite values", remedy="check the model")
     try:
-        with quiet_pydicom():
+        with quiet():
             derive(ds, derivation)
             if header.modality == "PT":
                 rescale = _own_slope(ds, values, padding, rescale[0], signed=signed)
@@ -179,11 +182,13 @@ def _derived(
 
 
 def _own_slope(
-    ds: Dataset, values: NDArray[np.float32], padding: NDArray[np.bool_], slope: float, *, signed: bool
+    ds: Dataset, values: NDArray[np.float32], padding: NDArray[np.bool_], source: float, *, signed: bool
 ) -> tuple[float, float]:
-    """Give the PET slice ``ds`` 16 bits, intercept 0 and the slope of its largest value; return both.
+    """Give the PET slice ``ds`` 16 bits, intercept 0 and a slope of its own; return slope and intercept.
 
-    The slope is rounded to the 16 characters that are written before anything is divided by it.
+    It is the slope of the slice's largest value, rounded to the 16 characters that are written before
+    anything is divided by it; the source's slope stays where it serves to within one bit, so that what was
+    not changed is stored as it was.
     """
     ds.BitsAllocated = ds.BitsStored = 16
     ds.HighBit = 15
@@ -192,9 +197,10 @@ def _own_slope(
     low, high = stored_range(ds)
     data = values[~padding]
     peak = max(float(data.max(initial=0.0)) / high, float(data.min(initial=0.0)) / low if low else 0.0)
-    text = format_number_as_ds(peak) if peak > 1e-30 else format_number_as_ds(abs(slope))
-    ds.RescaleSlope, ds.RescaleIntercept = text, "0"
-    return float(text), 0.0
+    ds.RescaleIntercept = "0"
+    if not peak <= source * (1 + 1e-6) <= 2 * peak and peak > SMALLEST_SLOPE:
+        ds.RescaleSlope = format_number_as_ds(peak)
+    return float(ds.RescaleSlope), 0.0
 
 
 def _quantised(ds: Dataset, values: NDArray[np.float32], rescale: tuple[float, float]) -> StoredArray:
@@ -221,7 +227,7 @@ def _set_pixels(ds: Dataset, stored: StoredArray) -> None:
 
 def _save(ds: Dataset, path: Path, source: Path) -> None:
     try:
-        with quiet_pydicom():
+        with quiet():
             pydicom.dcmwrite(path, ds, implicit_vr=False, little_endian=True, enforce_file_format=True)
     except OSError:
         raise  # the place, not the data: told by whoever writes there

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from n2s_med.errors import InputError, OutputError, UnsupportedError
 from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.contents import FloatArray, everywhere, spacing_of, volume_from
+from n2s_med.volumes.dicom_files import LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
+from n2s_med.volumes.quiet import quiet
 
 SUFFIXES = (".nii", ".nii.gz")
 DEFLATE_RATIO = 1032
@@ -55,8 +57,9 @@ class NiftiReader(ImageReader):  # type: ignore[misc]
         (name,) = ensure_tuple(data)
         path = Path(name)
         try:
-            image = nib.load(path)
-            _check_claims(image, path)
+            with quiet():
+                image = nib.load(path)
+                _check_claims(image, path)
         except FileNotFoundError as error:
             raise InputError("no such file", remedy="check the path", path=path) from error
         except _ERRORS as error:
@@ -156,7 +159,7 @@ def _check_claims(image: Any, path: Path) -> None:
 def _values(image: Any, path: Path) -> NDArray[np.float32]:
     """Return the scaled values (C, X, Y, Z) as float32."""
     try:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with quiet(), np.errstate(over="ignore", invalid="ignore"):
             raw = np.asarray(image.dataobj, dtype=np.float32)
             values = raw.reshape(_four(raw.shape)).astype(np.float32, copy=False)
     except _ERRORS as error:
@@ -178,14 +181,15 @@ def _four(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _affine(image: Any, path: Path) -> FloatArray:
     """Return the affine in RAS mm; a single image, which may lack a step across it, gets one of 1 mm."""
-    scale = _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    scale = _MM_PER_UNIT[_units(image.header)[0]]
     affine: FloatArray = np.array(image.affine, dtype=np.float64)
     affine[:3] *= scale
     if (len(image.shape) == 2 or image.shape[2] == 1) and not affine[:3, 2].any():
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = normal / (np.linalg.norm(normal) or 1.0)
     steps = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(steps)) <= 1e-9 * np.linalg.norm(steps) ** 3:
+    sizes_ok = bool((np.abs(affine) <= LARGEST_MM).all()) and np.abs(steps).max() >= SMALLEST_MM
+    if not sizes_ok or abs(np.linalg.det(steps)) <= 1e-9 * np.linalg.norm(steps) ** 3:
         raise InputError("its header gives no usable geometry", remedy="repair its qform or sform", path=path)
     return affine
 
@@ -193,6 +197,15 @@ def _affine(image: Any, path: Path) -> FloatArray:
 def _label(shape: Sequence[int]) -> str:
     several = f"{shape[0]} volumes of " if shape[0] > 1 else ""
     return f"NIfTI, {several}{shape[1]}x{shape[2]}x{shape[3]} voxels"
+
+
+def _units(header: Any) -> tuple[str, str]:
+    """Return the units of length and time; unknown where the header's code means none."""
+    try:
+        length, time = header.get_xyzt_units()
+    except KeyError:
+        return "unknown", "unknown"
+    return length, time
 
 
 def _header_bytes(header: Any) -> NDArray[np.uint8]:
@@ -223,10 +236,10 @@ def _with_header(kind: Any, voxels: NDArray[np.float32], affine: FloatArray, hea
     same_grid = _four(shape) == voxels.shape
     image = kind(voxels.reshape(shape) if same_grid else _fewest_axes(voxels), None, header)
     stated = image.header.get_best_affine()
-    stated[:3] *= _MM_PER_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    stated[:3] *= _MM_PER_UNIT[_units(image.header)[0]]
     columns = [0, 1, 3] if voxels.shape[2] == 1 else [0, 1, 2, 3]
     if not same_grid or not np.allclose(stated[:, columns], affine[:, columns], rtol=1e-5, atol=1e-4):
-        image.header.set_xyzt_units("mm", image.header.get_xyzt_units()[1])
+        image.header.set_xyzt_units("mm", _units(image.header)[1])
         image.set_sform(affine, code="aligned")
         image.set_qform(affine, code="aligned")
     return image

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
+from highdicom import VOILUTTransformation
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
@@ -16,9 +16,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.dicom_derive import series_description, series_number
-from n2s_med.volumes.dicom_files import DECODER_ERRORS, quiet_pydicom, read_whole
+from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
 from n2s_med.volumes.dicom_writer import source_headers
 from n2s_med.volumes.provenance import Provenance, one_line
+from n2s_med.volumes.quiet import quiet
 
 _STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
 _UNITS = {  # Units (0054,1001) and Rescale Type (0028,1054) in UCUM
@@ -55,8 +56,7 @@ def write_parametric_map(
     with whole(path, overwrite=overwrite, needed_bytes=frames.nbytes) as partial:
         sources = [_without_pixels(header.path) for header in headers]
         try:
-            with quiet_pydicom(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # highdicom's, of the same kind
+            with quiet():
                 ds = _parametric_map(frames, sources, str(sd.meta.get("units")), provenance)
                 ds.save_as(partial, enforce_file_format=True)
         except OSError:
@@ -107,8 +107,7 @@ def _parametric_map(
         device_serial_number=one_line(provenance.model_hash)[:64] or "0",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        window_center=largest / 2,
-        window_width=largest,
+        voi_lut_transformations=[VOILUTTransformation(window_center=largest / 2, window_width=largest)],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_description="Standard deviation",
         image_flavor="VOLUME",

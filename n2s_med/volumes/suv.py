@@ -15,7 +15,8 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, DT, TM
 
-from n2s_med.volumes.dicom_files import DECODER_ERRORS, quiet_pydicom
+from n2s_med.volumes.dicom_files import DECODER_ERRORS
+from n2s_med.volumes.quiet import quiet
 
 _PHILIPS_SUV_FACTOR = (0x7053, 0x1000)
 
@@ -44,7 +45,7 @@ def suv_of(first: Dataset, acquisitions: Sequence[datetime | None]) -> dict[str,
         names it, without patient data.
     """
     try:
-        with quiet_pydicom():
+        with quiet():
             factor, missing = _suv(first, acquisitions)
     except DECODER_ERRORS:
         factor, missing = None, ["readable dose, weight and times"]
@@ -56,7 +57,7 @@ def suv_of(first: Dataset, acquisitions: Sequence[datetime | None]) -> dict[str,
 def acquisition_time(ds: Dataset) -> datetime | None:
     """Return when the slice ``ds`` was acquired, if its header says so."""
     try:
-        with quiet_pydicom():
+        with quiet():
             stated = ds.get("AcquisitionDateTime")
             return _moment(stated) if stated else _joined(ds, "AcquisitionDate", "AcquisitionTime")
     except DECODER_ERRORS:
