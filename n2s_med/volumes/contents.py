@@ -67,6 +67,13 @@ def volume_from(values: NDArray[np.float32], affine: FloatArray, meta: dict[str,
     return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine), meta=dict(meta))
 
 
+def array_of(values: Any) -> NDArray[np.float32]:
+    """Return the float32 array of a tensor or array on any device, without its metadata."""
+    plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+    on_host = plain.detach().cpu().numpy() if isinstance(plain, torch.Tensor) else plain
+    return np.asarray(on_host, dtype=np.float32)
+
+
 def spacing_of(affine: FloatArray) -> tuple[float, float, float]:
     """Return the distance in mm between neighbouring voxels along X, Y and Z of ``affine``."""
     x, y, z = (float(step) for step in np.linalg.norm(affine[:3, :3], axis=0))

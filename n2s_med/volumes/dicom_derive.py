@@ -6,7 +6,7 @@ DICOM PS3.3 C.7.6.1.1.2 (image type), C.12.4.1 (derivation), C.7.5.2 (contributi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -50,7 +50,7 @@ class Derivation:
     series_uid
         Series Instance UID of the derived series.
     moment
-        When it was made.
+        When it was made, with its time zone.
     """
 
     provenance: Provenance
@@ -158,11 +158,20 @@ def _date(ds: Dataset, moment: datetime) -> None:
     A PET series keeps its own: Frame Reference Time and decay correction count from it (C.8.9.1), and so
     does SUV.
     """
-    day, clock = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")
+    local = moment.astimezone(_zone(ds))
+    day, clock = local.strftime("%Y%m%d"), local.strftime("%H%M%S.%f")
     ds.InstanceCreationDate, ds.InstanceCreationTime = day, clock
     ds.ContentDate, ds.ContentTime = day, clock
     if ds.get("Modality") != "PT":
         ds.SeriesDate, ds.SeriesTime = day, clock
+
+
+def _zone(ds: Dataset) -> tzinfo | None:
+    """Return the time zone that the times in ``ds`` are in; ``None``, this machine's, where it says none."""
+    try:
+        return datetime.strptime(str(ds.get("TimezoneOffsetFromUTC")), "%z").tzinfo
+    except ValueError:
+        return None
 
 
 def _describe(ds: Dataset, provenance: Provenance) -> None:

@@ -22,6 +22,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.atomic import whole
+from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import Derivation, derive
 from n2s_med.volumes.dicom_files import (
     DECODER_ERRORS,
@@ -61,16 +62,18 @@ def write_series(
     headers = source_headers(volume)
     _check_target(folder, headers, overwrite)
     derivation = Derivation(
-        provenance, provenance.uid("series", headers[0].series_uid, headers[0].instance_uid), datetime.now()
+        provenance,
+        provenance.uid("series", headers[0].series_uid, headers[0].instance_uid),
+        datetime.now().astimezone(),
     )
-    signed = bool(torch.any(volume < 0))
+    values = array_of(volume)
+    signed = bool((values < 0).any())
     needed = len(headers) * (headers[0].rows * headers[0].columns * 2 + _HEADER_BYTES)
     with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial:
         partial.mkdir()
-        slices = volume.shape[3]
         for index, header in enumerate(headers):
-            values = volume[index // slices, :, :, index % slices].numpy().T
-            ds = _derived(header, values, derivation, signed=signed)
+            c, z = divmod(index, values.shape[3])
+            ds = _derived(header, values[c, :, :, z].T, derivation, signed=signed)
             _save(ds, partial / f"{index + 1:05d}.dcm", header.path)
     return folder
 
@@ -89,7 +92,7 @@ class DicomSeriesWriter(ImageWriter):  # type: ignore[misc]
 
     def set_data_array(self, data_array: Any, **_: Any) -> None:
         """Take the values (C, X, Y, Z)."""
-        self._data = torch.as_tensor(np.asarray(data_array, dtype=np.float32))
+        self._data = torch.as_tensor(array_of(data_array))
 
     def set_metadata(self, meta_dict: Any, **_: Any) -> None:
         """Take the metadata of the volume, which names its source files."""

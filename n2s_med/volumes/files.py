@@ -63,6 +63,7 @@ def write(volume: MetaTensor, path: Path, *, provenance: Provenance, overwrite: 
         ``path`` exists and ``overwrite`` is false, or it cannot be written; nothing half-written is left.
     """
     path = Path(path)
+    _spare_source(volume, path)
     if is_nifti_name(path):
         return _write_nifti(volume, path, provenance, overwrite)
     if volume.meta.get("format") == "dicom":
@@ -76,6 +77,7 @@ def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrit
     A name that ends in ``.nii`` or ``.nii.gz`` gives a NIfTI image; any other a DICOM Parametric Map.
     """
     path = Path(path)
+    _spare_source(sd, path)
     if is_nifti_name(path):
         return _write_nifti(sd, path, provenance, overwrite)
     if sd.meta.get("format") == "dicom":
@@ -83,6 +85,17 @@ def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrit
 
         return write_parametric_map(sd, path, provenance=provenance, overwrite=overwrite)
     raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
+
+
+def _spare_source(volume: MetaTensor, path: Path) -> None:
+    if path.is_file() and any(path.samefile(source) for source in _existing(volume)):
+        raise OutputError(
+            "it is the source, which is never replaced", remedy="choose another name", path=path
+        )
+
+
+def _existing(volume: MetaTensor) -> Iterator[Path]:
+    return (Path(name) for name in volume.meta.get("source", ()) if Path(name).exists())
 
 
 def _write_nifti(volume: MetaTensor, path: Path, provenance: Provenance, overwrite: bool) -> Path:

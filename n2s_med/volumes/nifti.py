@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from n2s_med.errors import InputError, OutputError, UnsupportedError
 from n2s_med.volumes.atomic import whole
-from n2s_med.volumes.contents import FloatArray, everywhere, spacing_of, volume_from
+from n2s_med.volumes.contents import FloatArray, array_of, everywhere, spacing_of, volume_from
 from n2s_med.volumes.dicom_files import LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
@@ -62,6 +62,8 @@ class NiftiReader(ImageReader):  # type: ignore[misc]
                 _check_claims(image, path)
         except FileNotFoundError as error:
             raise InputError("no such file", remedy="check the path", path=path) from error
+        except PermissionError as error:
+            raise InputError("it may not be read", remedy="check its permissions", path=path) from error
         except _ERRORS as error:
             raise _damaged(path, error) from error
         return image
@@ -95,7 +97,7 @@ class NiftiWriter(ImageWriter):  # type: ignore[misc]
 
     def set_data_array(self, data_array: Any, **_: Any) -> None:
         """Take the values (C, X, Y, Z)."""
-        self._data = np.asarray(data_array, dtype=np.float32)
+        self._data = array_of(data_array)
 
     def set_metadata(self, meta_dict: Any, **_: Any) -> None:
         """Take the metadata of the volume: its affine, and the source's header if it has one."""

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.atomic import whole
+from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import series_description, series_number
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
 from n2s_med.volumes.dicom_writer import source_headers
@@ -50,7 +51,7 @@ def write_parametric_map(
     if path.is_dir():
         raise OutputError("it is a folder", remedy="give the name of a file", path=path)
     headers = source_headers(sd)
-    frames = np.ascontiguousarray(sd[0].numpy().transpose(2, 1, 0), dtype=np.float32)
+    frames = np.ascontiguousarray(array_of(sd)[0].transpose(2, 1, 0))
     if not np.isfinite(frames).all():
         raise OutputError("the map holds NaN or infinite values", remedy="check the model", path=path)
     with whole(path, overwrite=overwrite, needed_bytes=frames.nbytes) as partial:

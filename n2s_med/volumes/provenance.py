@@ -53,7 +53,7 @@ class Provenance:
         It is a UUID-derived UID (DICOM PS3.5 B.2) of the SHA-256 of the source and of every field of this
         provenance except the model's name.
         """
-        settings = [f"{name}={_plain(value)}" for name, value in sorted(self.parameters.items())]
+        settings = [f"{name}={_exact(value)}" for name, value in sorted(self.parameters.items())]
         text = "\0".join([*source, self.model_hash, self.law, self.version, *settings])
         digest = hashlib.sha256(text.encode()).digest()
         return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
@@ -61,6 +61,10 @@ class Provenance:
 
 def _plain(value: str | float | int) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _exact(value: str | float | int) -> str:
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def one_line(text: str) -> str:

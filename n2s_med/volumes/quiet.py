@@ -15,14 +15,14 @@ _PACKAGES = r"pydicom|nibabel|highdicom"
 def quiet() -> Iterator[None]:
     """Keep pydicom, nibabel and highdicom from warning and logging what may be patient data."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    before = [logger.disabled for logger in loggers]
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):
             warnings.filterwarnings("ignore", category=category, module=_PACKAGES)
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+            logger.disabled = True
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled

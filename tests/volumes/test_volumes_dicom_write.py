@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 import torch
-from made_scans import CT, MR, PT, SECRETS, make_series, pixels, put_pixels, regridded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_scans import CT, MR, PT, SECRETS, make_series, make_slice, pixels, put_pixels, regridded
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, SaveImage
 from pydicom.data import get_testdata_file
@@ -29,6 +32,7 @@ from n2s_med.volumes import (
     write,
     write_sd_map,
 )
+from n2s_med.volumes.dicom_writer import _own_slope, _quantised
 
 
 def headers(folder: Path) -> list[Dataset]:
@@ -67,6 +71,28 @@ def test_pet_gets_the_slope_of_each_slice_as_it_is_written(tmp_path, provenance)
         values = ds.pixel_array * float(ds.RescaleSlope)
         error = np.abs(values - changed[0, :, :, z].numpy().T).max()
         assert error <= float(ds.RescaleSlope) / 2 * (1 + 1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    peak=st.floats(1e-6, 1e9),
+    floor=st.floats(0, 1),
+    source=st.floats(1e-6, 1e6),
+    signed=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_pet_slice_is_stored_within_half_a_step(peak, floor, source, signed, seed):
+    rng = np.random.default_rng(seed)
+    values = (rng.uniform(-floor * signed, 1, size=(4, 5)) * peak).astype(np.float32)
+    ds = make_slice(PT, pixels(kind="i2" if signed else "u2")[0], 0, step=1.0, study="x")
+    ds.RescaleSlope = pydicom.valuerep.format_number_as_ds(source)
+    padding = np.zeros(values.shape, dtype=bool)
+    slope, intercept = _own_slope(ds, values, padding, float(ds.RescaleSlope), signed=signed)
+    assert (float(str(ds.RescaleSlope)), intercept) == (slope, 0.0)
+    stored = _quantised(ds, values, (slope, intercept))
+    error = np.abs(stored * slope - values.astype(np.float64)).max()
+    assert error <= slope * (0.5 + 1e-3)
+    assert slope <= 2.001 * np.abs(values).max() / 32767
 
 
 def test_negative_pet_of_unsigned_source_becomes_signed(tmp_path, provenance):
@@ -154,6 +180,18 @@ def test_pet_keeps_the_series_time_that_decay_counts_from(tmp_path, provenance):
     ds = headers(out)[0]
     assert (ds.SeriesDate, ds.SeriesTime, ds.FrameReferenceTime) == ("20200102", "100000", 1000)
     assert ds.ContentDate != "20200102"
+
+
+def test_times_are_in_the_zone_that_the_source_names(tmp_path, provenance):
+    def in_zone(ds, index):  # noqa: ARG001
+        ds.TimezoneOffsetFromUTC = "+1400"
+
+    out = write(
+        read(make_series(tmp_path / "s", edit=in_zone)).volumes[0], tmp_path / "out", provenance=provenance
+    )
+    ds = headers(out)[0]
+    said = datetime.strptime(f"{ds.ContentDate}{ds.ContentTime}+1400", "%Y%m%d%H%M%S.%f%z")
+    assert abs((datetime.now(UTC) - said).total_seconds()) < 600
 
 
 def test_uids_depend_on_source_model_and_parameters_alone(tmp_path, provenance):

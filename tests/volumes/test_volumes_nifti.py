@@ -185,6 +185,16 @@ def test_no_voxels_and_no_geometry_are_refused(tmp_path):
         read(tmp_path / "flat.nii")
 
 
+def test_an_unknown_unit_of_length_is_taken_for_millimetres(tmp_path, provenance):
+    path = save(tmp_path / "in.nii", values())
+    block = bytearray(path.read_bytes())
+    block[123] = 0x96
+    path.write_bytes(block)
+    volume = read(path).volumes[0]
+    np.testing.assert_allclose(volume.affine, AFFINE)
+    write(volume, tmp_path / "out.nii", provenance=provenance)
+
+
 def test_pairs_and_other_formats_under_the_name_are_refused(tmp_path):
     nib.save(nib.Nifti1Pair(values(), AFFINE), tmp_path / "pair.img")
     with pytest.raises(InputError, match="neither"):
@@ -254,14 +264,17 @@ def test_several_volumes_without_a_source_header(tmp_path, provenance):
 
 def test_existing_output_is_refused_and_replaced_only_when_asked(tmp_path, provenance):
     (volume,) = read(save(tmp_path / "in.nii", values())).volumes
+    with pytest.raises(OutputError, match="it is the source"):
+        write(volume, tmp_path / "in.nii", provenance=provenance, overwrite=True)
+    out = save(tmp_path / "out.nii", values())
     with pytest.raises(OutputError, match="exists already"):
-        write(volume, tmp_path / "in.nii", provenance=provenance)
-    write(volume, tmp_path / "in.nii", provenance=provenance, overwrite=True)
-    assert nib.load(tmp_path / "in.nii").get_data_dtype() == np.float32
+        write(volume, out, provenance=provenance)
+    write(volume, out, provenance=provenance, overwrite=True)
+    assert nib.load(out).get_data_dtype() == np.float32
     (tmp_path / "folder.nii").mkdir()
     with pytest.raises(OutputError, match="a folder is there"):
         write(volume, tmp_path / "folder.nii", provenance=provenance, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.nii", "in.nii"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.nii", "in.nii", "out.nii"]
 
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # LoadImage tries all of MONAI's readers
