@@ -19,7 +19,7 @@ nifti_header   NIfTI only: the source's header as little-endian bytes (uint8 arr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Contents:
     """The volumes that a path holds and what was refused there."""
 
     volumes: tuple[MetaTensor, ...] = ()
-    refusals: tuple[Refusal, ...] = field(default=())
+    refusals: tuple[Refusal, ...] = ()
 
 
 def volume_from(values: NDArray[np.float32], affine: FloatArray, meta: dict[str, Any]) -> MetaTensor:

@@ -23,7 +23,7 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
     "LargestPixelValueInSeries", "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane",
     "InstanceCreatorUID", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability", "StorageMediaFileSetID",
-    "StorageMediaFileSetUID", "InstanceFileName", "RealWorldValueMappingSequence",
+    "StorageMediaFileSetUID", "InstanceFileName",
 )  # fmt: skip
 _KEPT_PRIVATE = {  # creator: element offsets that other software needs to make sense of the values
     "GEMS_PETD_01": (0x0D,),  # (0009) start of the scan, for SUV
@@ -101,8 +101,7 @@ def _drop(ds: Dataset) -> None:
     ds.remove_private_tags()
     for element in kept:
         ds.add(element)
-    if not ds.file_meta.TransferSyntaxUID.is_little_endian:
-        _drop_swapped_words(ds)
+    _drop_overlays(ds)
 
 
 def _is_kept(ds: Dataset, tag: object) -> bool:
@@ -116,10 +115,13 @@ def _is_kept(ds: Dataset, tag: object) -> bool:
     return any((group, block << 8 | offset) in ds for offset in offsets)
 
 
-def _drop_swapped_words(ds: Dataset) -> None:
-    """Drop overlays of a big-endian source: their words would need swapping, and are not image values."""
-    for tag in [tag for tag in ds.keys() if 0x6000 <= tag.group <= 0x60FF]:  # noqa: SIM118
-        del ds[tag]
+def _drop_overlays(ds: Dataset) -> None:
+    """Drop overlays that lie in unused bits of the source's pixels, or whose words would need swapping."""
+    swapped = not ds.file_meta.TransferSyntaxUID.is_little_endian
+    tags = [tag for tag in ds.keys() if 0x6000 <= tag.group <= 0x60FF]  # noqa: SIM118
+    for tag in tags:
+        if swapped or (tag.group, 0x3000) not in ds:
+            del ds[tag]
 
 
 def _keep_lossy(ds: Dataset) -> None:

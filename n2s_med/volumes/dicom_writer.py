@@ -203,6 +203,8 @@ def _own_slope(
     ds.RescaleIntercept = "0"
     if not peak <= source * (1 + 1e-6) <= 2 * peak and peak > SMALLEST_SLOPE:
         ds.RescaleSlope = format_number_as_ds(peak)
+        if "RealWorldValueMappingSequence" in ds:
+            del ds.RealWorldValueMappingSequence  # it maps values as they were stored
     return float(ds.RescaleSlope), 0.0
 
 

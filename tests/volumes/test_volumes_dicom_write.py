@@ -273,6 +273,27 @@ def test_overlays_of_a_big_endian_source_are_dropped(tmp_path, provenance):
     assert (0x6000, 0x3000) not in ds
 
 
+def test_overlays_in_unused_bits_are_dropped_and_others_kept(tmp_path, provenance):
+    def overlay(ds, index):
+        ds.add_new((0x6000, 0x0102), "US", 12)
+        if index:
+            ds.add_new((0x6000, 0x3000), "OW", b"\1\2\3\4")
+
+    made = headers(write(read(make_series(tmp_path / "s", edit=overlay)).volumes[0], tmp_path / "out",
+                         provenance=provenance))  # fmt: skip
+    assert [(0x6000, 0x0102) in ds for ds in made] == [False, True, True, True]
+
+
+def test_real_world_map_of_stored_values_goes_when_the_slope_does(tmp_path, provenance):
+    def mapped(ds, index):  # noqa: ARG001
+        ds.RealWorldValueMappingSequence = [Dataset()]
+
+    for sop_class, kept in ((MR, True), (PT, False)):
+        volume = read(make_series(tmp_path / sop_class, sop_class, edit=mapped)).volumes[0]
+        out = write(volume * 0.4, tmp_path / f"out{sop_class}", provenance=provenance)
+        assert all(("RealWorldValueMappingSequence" in ds) is kept for ds in headers(out))
+
+
 def test_time_points_are_written_each_to_its_source(tmp_path, provenance):
     for time in range(2):
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from n2s_med.volumes import Provenance
@@ -20,6 +20,7 @@ def test_description_is_one_sentence_in_a_fixed_order():
     assert one.uid("1.2") == two.uid("1.2")
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text(), st.text(), st.dictionaries(st.text(), st.one_of(st.text(), st.floats(), st.integers())))
 def test_description_and_uid_fit_dicom_whatever_the_names(model, law, parameters):
     provenance = Provenance(model, "00", law, parameters, "1")
