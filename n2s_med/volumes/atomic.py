@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def whole(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Pat
     OutputError
         ``path`` exists, or the system refuses to write it. Nothing is left behind.
     """
+    _tidy(path)
     if _exists(path) and not overwrite:
         raise OutputError("it exists already", remedy="choose another name or allow overwriting", path=path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -71,11 +73,39 @@ def refused(error: OSError, path: Path) -> OutputError:
     return OutputError(cause, remedy=remedy, path=path)
 
 
+def _tidy(path: Path) -> None:
+    """Clear away what killed processes left beside ``path``; what they had moved aside comes back."""
+    with contextlib.suppress(OSError, ValueError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+            kind, _, pid = left.name.removeprefix(f".{path.name}.").partition("-")
+            if kind not in ("partial", "replaced") or not pid.isdecimal() or _alive(int(pid)):
+                continue
+            if kind == "replaced" and not os.path.lexists(path):
+                left.rename(path)
+            else:
+                _remove(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _exists(path: Path) -> bool:
     try:
-        return os.path.lexists(path)
-    except (OSError, ValueError) as error:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise refused(error, path) from error
+    except ValueError as error:
         raise OutputError("it is not a usable name", remedy="choose another name", path=path) from error
+    return True
 
 
 def _require_space(path: Path, needed_bytes: int) -> None:
@@ -116,8 +146,8 @@ def _flush_entry(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
