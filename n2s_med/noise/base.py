@@ -116,29 +116,41 @@ class NoiseModel(ABC):
         bend, bend_derivative = self.unit_curvature(y)
         return slope**2 * derivative_u + bend * slope * score_u + bend_derivative
 
-    # -- both together: what the denoiser calls ---------------------------------------------------------
+    # -- both together: what the denoiser calls --------------------------------------------------------
 
     @property
     def shift(self) -> Parameter:
-        """Offset at which :meth:`estimate` evaluates the formula, where it is singular at zero."""
+        """Offset at which :meth:`tweedie_from_unit` takes the formula, where it is singular at zero."""
         return 0.0
 
-    def estimate(self, y: Tensor, score_u: Tensor) -> Tensor:
-        """``x_hat`` by :meth:`tweedie` from the score in the unit-noise domain.
+    def tweedie_from_unit(self, y: Tensor, score_u: Tensor) -> Tensor:
+        """:meth:`tweedie` from the score in the unit-noise domain.
 
         With ``c = sqrt(V(y))/y`` this is ``y [1 + (1-ρ) c s_u]^(1/(1-ρ))``; for counts, the form with
-        Anscombe's 3/8 that holds down to zero.
+        Anscombe's 3/8. It needs the exact score: a score blurred by a perturbation is amplified where
+        ``c`` is large, that is at few counts.
         """
-        score = self.score_from_unit(y, score_u)
-        return self.tweedie(y + self.shift, score) - self.shift
+        x_hat = self.tweedie(y + self.shift, self.score_from_unit(y, score_u)) - self.shift
+        return x_hat if self.variance_power == 0 else x_hat.clamp_min(0)
 
-    def estimate_moments(self, y: Tensor, score_u: Tensor, derivative_u: Tensor) -> tuple[Tensor, Tensor]:
-        """Second-order posterior mean and variance from ``s_u`` and ``∂s_u/∂u``."""
-        score = self.score_from_unit(y, score_u)
-        derivative = self.score_derivative_from_unit(y, score_u, derivative_u)
-        shifted = y + self.shift
-        mean = self.posterior_mean(shifted, score, derivative) - self.shift
-        return mean, self.posterior_variance(shifted, score, derivative)
+    def mean_from_unit(self, y: Tensor, score_u: Tensor) -> Tensor:
+        """E[x given y] by Tweedie's formula in the unit-noise domain, where it is Gaussian, mapped back.
+
+        ``u + s_u`` estimates ``E[T(y) given x]``, which :meth:`unbiased_inverse` takes to ``x``. To first
+        order this is :meth:`tweedie_from_unit`, but it stays right where the score is large: at few counts.
+        """
+        x_hat = self.unbiased_inverse(self.to_unit(y) + score_u)
+        return x_hat if self.variance_power == 0 else x_hat.clamp_min(0)
+
+    def unbiased_inverse(self, w: Tensor) -> Tensor:
+        """``x`` from ``w = E[T(y) given x]``, which by the delta method is ``T(x) - ρ/4 sqrt(V)/x``."""
+        rho = self.variance_power
+        if rho == 0:
+            return self.from_unit(w)
+        if rho < 2:
+            w = torch.maximum(w, self.to_unit(torch.zeros_like(w)) / 3**0.5)
+        shifted = self.from_unit(w) + self.shift
+        return self.from_unit(w + rho / 4 * self.variance(shifted).sqrt() / shifted)
 
     # -- what reports and provenance print -------------------------------------------------------------
 

@@ -36,6 +36,15 @@ class Poisson(NoiseModel):
         """Exponent of the variance function: 1."""
         return 1.0
 
+    @property
+    def shift(self) -> Parameter:
+        """Anscombe's 3/8 of a count."""
+        return ANSCOMBE * self.gain
+
+    def tweedie_from_unit(self, y: Tensor, score_u: Tensor) -> Tensor:
+        """``(z + 1/2) exp(s_u/sqrt(z + 3/8) - 1/(2 (z + 3/8)))`` counts: finite at zero, no shift needed."""
+        return self.tweedie(y, self.score_from_unit(y, score_u))
+
     def check(self, y: Tensor) -> None:
         """Refuse NaN, infinity and negative values."""
         super().check(y)
@@ -85,6 +94,12 @@ class Poisson(NoiseModel):
     def from_unit(self, u: Tensor) -> Tensor:
         """Invert :meth:`to_unit`."""
         return self.gain * ((u / 2) ** 2 - ANSCOMBE)
+
+    def unbiased_inverse(self, w: Tensor) -> Tensor:
+        """The exact unbiased inverse of Anscombe's map in closed form (Mäkitalo & Foi 2011, eq. 10)."""
+        w, root = w.clamp_min(2 * ANSCOMBE**0.5), 1.5**0.5
+        counts: Tensor = w**2 / 4 + root / 4 / w - 11 / 8 / w**2 + 5 / 8 * root / w**3 - 1 / 8
+        return self.gain * counts
 
     def unit_slope(self, y: Tensor) -> Tensor:
         """``1 / (gain sqrt(y/gain + 3/8))``."""

@@ -86,7 +86,7 @@ class ScoreModel:
                 "network": {
                     "spatial_dims": self.network.spatial_dims,
                     "channels": list(self.network.channels),
-                    "smoothing": self.network.smoothing,
+                    "start_smooth": self.network.start_smooth,
                 },
                 "state": self.network.state_dict(),
                 "scale": self.scale,

@@ -7,7 +7,6 @@ or more per axis passes: pooling rounds up and upsampling is cropped to its skip
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,13 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SLOPE = 0.1
+"""Of the leaky ReLU."""
+
+KERNEL = (0.000_06, 0.009_62, 0.205_42, 0.569_80, 0.205_42, 0.009_62, 0.000_06)
+"""``G`` along one axis: a Gaussian of standard deviation 0.7 voxel."""
 
 
 class ScoreUNet(nn.Module):
-    """Score network ``R(v) = (G * v - v) + net(v - centre)`` of unit-noise volumes.
+    """Score network ``R(v) = (G * v - v) + net(v - G * v, G * v - centre)`` of unit-noise volumes.
 
-    ``v + R(v)`` is the denoised volume, so with ``smoothing`` the network starts from a Gaussian filter ``G``
-    and learns what to add (AR-DAE's residual form, Lim et al. 2020, with a better start).
+    ``v + R(v)`` is the denoised volume, so the network starts from a Gaussian filter ``G`` and learns what to
+    add (AR-DAE's residual form, Lim et al. 2020, with a better start). The volume comes in two channels,
+    detail and base, since detail of one noise SD would be lost in bfloat16 beside intensities of hundreds.
 
     Parameters
     ----------
@@ -29,20 +33,20 @@ class ScoreUNet(nn.Module):
         2 or 3.
     channels
         Feature channels of each level, finest first.
-    smoothing
-        Standard deviation of ``G`` in voxels; 0 leaves the plain residual form, better for correlated noise.
+    start_smooth
+        Start from ``G``, which suits white noise; otherwise from the identity, which suits correlated noise.
     """
 
     centre: Tensor
-    kernel: Tensor
 
     def __init__(
-        self, spatial_dims: int = 3, channels: Sequence[int] = (16, 32, 64), smoothing: float = 0.7
+        self, spatial_dims: int = 3, channels: Sequence[int] = (16, 32, 64), start_smooth: bool = True
     ) -> None:
         super().__init__()
-        self.spatial_dims, self.channels, self.smoothing = spatial_dims, tuple(channels), smoothing
+        self.spatial_dims, self.start_smooth = spatial_dims, start_smooth
+        self.channels: tuple[int, ...] = tuple(channels)
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        fine_to_coarse = list(zip((1, *channels[:-1]), channels, strict=True))
+        fine_to_coarse = list(zip((2, *channels[:-1]), channels, strict=True))
         self.encoder = nn.ModuleList(_block(conv, inside, out) for inside, out in fine_to_coarse)
         self.decoder = nn.ModuleList(
             _block(conv, coarse + fine, fine) for fine, coarse in itertools.pairwise(channels)
@@ -50,7 +54,6 @@ class ScoreUNet(nn.Module):
         self.head = conv(channels[0], 1, 3, padding=1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-        self.register_buffer("kernel", _gaussian_kernel(smoothing))
         self.register_buffer("centre", torch.zeros(()))
 
     @property
@@ -65,8 +68,9 @@ class ScoreUNet(nn.Module):
         Each level's convolutions reach one voxel of that level each, and pooling and upsampling at most one.
         """
         levels = len(self.channels)
-        reach = sum(4 * 2**level for level in range(levels - 1)) + 2 * 2 ** (levels - 1) + 1 + self.stride
-        return math.ceil(reach / self.stride) * self.stride
+        convolutions = sum(4 << level for level in range(levels - 1)) + (2 << (levels - 1)) + 1
+        reach = convolutions + self.stride + len(KERNEL) // 2
+        return -(-reach // self.stride) * self.stride
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the score of ``v``.
@@ -81,7 +85,9 @@ class ScoreUNet(nn.Module):
         Tensor
             ``R(v)`` of the same shape, per unit of ``v``.
         """
-        return self._smoothing_residual(v) + self._unet(v - self.centre)
+        base = self._smooth(v)
+        correction = self._unet(torch.cat((v - base, base - self.centre), dim=1))
+        return base - v + correction if self.start_smooth else correction
 
     def _unet(self, x: Tensor) -> Tensor:
         pool: Callable[..., Tensor] = F.avg_pool3d if self.spatial_dims == 3 else F.avg_pool2d
@@ -99,19 +105,16 @@ class ScoreUNet(nn.Module):
         score: Tensor = self.head(x)
         return score
 
-    def _smoothing_residual(self, v: Tensor) -> Tensor:
-        """``G * v - v`` by one small separable convolution per axis, edges replicated."""
-        if self.smoothing == 0:
-            return torch.zeros_like(v)
-        radius, smooth = self.kernel.numel() // 2, v
+    def _smooth(self, v: Tensor) -> Tensor:
+        """``G * v`` by one small convolution per axis, edges replicated."""
+        radius, smooth = len(KERNEL) // 2, v
         for axis in range(2, v.ndim):
             index = torch.arange(-radius, v.shape[axis] + radius, device=v.device).clamp(0, v.shape[axis] - 1)
             padded = smooth.index_select(axis, index)
-            smooth = sum(
-                weight * padded.narrow(axis, offset, v.shape[axis])
-                for offset, weight in enumerate(self.kernel)
-            )
-        return smooth - v
+            smooth = torch.zeros_like(v)
+            for offset, weight in enumerate(KERNEL):
+                smooth = smooth.add(padded.narrow(axis, offset, v.shape[axis]), alpha=weight)
+        return smooth
 
 
 def _block(conv: type[nn.Conv2d] | type[nn.Conv3d], inside: int, out: int) -> nn.Sequential:
@@ -120,13 +123,7 @@ def _block(conv: type[nn.Conv2d] | type[nn.Conv3d], inside: int, out: int) -> nn
     for channels in (inside, out):
         layer = conv(channels, out, 3, padding=1)
         nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
         layers += [layer, nn.LeakyReLU(SLOPE, inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _gaussian_kernel(sd: float) -> Tensor:
-    radius = math.ceil(3 * sd)
-    distance = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    weights = torch.exp(-0.5 * (distance / max(sd, 1e-6)) ** 2)
-    return weights / weights.sum()

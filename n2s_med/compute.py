@@ -1,0 +1,67 @@
+"""Where and how the arithmetic runs: device, number type, threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from n2s_med.errors import ConfigurationError
+
+PrecisionName = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One choice of device and number type.
+
+    Attributes
+    ----------
+    device
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    bf16
+        Whether convolutions run in bfloat16 (weights, losses and results stay float32).
+    """
+
+    device: torch.device
+    bf16: bool
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: PrecisionName = "auto") -> Compute:
+        """Pick the GPU where there is one, and bfloat16 where the processor has instructions for it."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigurationError(
+                f"device {device!r} is not available", remedy="use --device cpu"
+            ) from error
+        if precision == "auto":
+            fast = chosen.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+            return cls(chosen, bf16=fast)
+        return cls(chosen, bf16=precision == "bf16")
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run the convolutions inside in the chosen number type."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def place(self, batch: Tensor) -> Tensor:
+        """Move a batch (N, C, spatial) to the device, in the memory layout that convolutions like."""
+        layout = torch.channels_last_3d if batch.ndim == 5 else torch.channels_last
+        return batch.to(self.device, memory_format=layout)
+
+
+def set_threads(count: int | None = None) -> int:
+    """Set torch's thread count once for the process; the cores this process may use by default."""
+    chosen = count or len(os.sched_getaffinity(0))
+    torch.set_num_threads(chosen)
+    return chosen

@@ -1,0 +1,184 @@
+"""Where training patches come from: volumes, their held-out voxels, and a reproducible sampler."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from n2s_med.noise.scan import ScanNoise
+
+LIKE_SPACING = 1.1
+"""Axes whose spacings differ by less than this factor may be exchanged."""
+
+HELD_OUT_EDGE = 12
+HELD_OUT_CONTEXT = 12
+HELD_OUT_BLOCKS = 32
+"""Size of a held-out block, of the context around it that its figure sees, and how many there are at most."""
+
+DRAWS = 10
+"""How often a patch that is mostly padding, or without noise, is drawn anew."""
+
+
+@dataclass(frozen=True)
+class UnitVolume:
+    """A noisy volume in the unit-noise domain.
+
+    Attributes
+    ----------
+    u
+        Float32 tensor of shape (X, Y, Z) or (X, Y), in standard deviations of the noise.
+    valid
+        Boolean tensor of the same shape; False is padding.
+    noise
+        Its noise.
+    spacing_mm
+        Voxel spacing along each axis.
+    """
+
+    u: Tensor
+    valid: Tensor
+    noise: ScanNoise
+    spacing_mm: tuple[float, ...]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the data, in hexadecimal."""
+        digest = hashlib.sha256(str(tuple(self.u.shape)).encode())
+        digest.update(str(self.noise.law).encode())
+        for tensor in (self.u, self.valid, self.noise.correlation.kernel):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def axis_orders(self) -> list[tuple[int, ...]]:
+        """Permutations of the axes under which spacing and correlation stay what they are."""
+        kernel = self.noise.correlation.kernel
+
+        def alike(order: tuple[int, ...]) -> bool:
+            spacings = zip(order, itertools.count(), strict=False)
+            ratios = (self.spacing_mm[a] / self.spacing_mm[b] for a, b in spacings)
+            permuted = kernel.permute(order)
+            return all(1 / LIKE_SPACING < r < LIKE_SPACING for r in ratios) and (
+                permuted.shape == kernel.shape and torch.allclose(permuted, kernel, atol=0.02)
+            )
+
+        return [order for order in itertools.permutations(range(self.u.ndim)) if alike(order)]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A training patch of one volume.
+
+    Attributes
+    ----------
+    u
+        Data, shape (1, 1, spatial).
+    weight
+        Loss weight, 0 on padding and held-out voxels; same shape.
+    noise
+        Noise of its volume.
+    order, flips
+        Augmentation: a permutation of the spatial axes, then axes to flip.
+    """
+
+    u: Tensor
+    weight: Tensor
+    noise: ScanNoise
+    order: tuple[int, ...]
+    flips: tuple[int, ...]
+
+    def augment(self, v: Tensor) -> Tensor:
+        """Permute and flip a batch (N, 1, spatial)."""
+        return v.permute(0, 1, *(a + 2 for a in self.order)).flip([a + 2 for a in self.flips])
+
+    def restore(self, v: Tensor) -> Tensor:
+        """Undo :meth:`augment`."""
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return v.flip([a + 2 for a in self.flips]).permute(0, 1, *(a + 2 for a in inverse))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out block with its surroundings; ``inside`` (same shape as ``u``) marks the block."""
+
+    u: Tensor
+    inside: Tensor
+    noise: ScanNoise
+
+
+class PatchSampler:
+    """Draws training patches and keeps the held-out blocks.
+
+    Parameters
+    ----------
+    volumes
+        Noisy volumes in the unit-noise domain.
+    edge
+        Edge of a patch in voxels; shorter axes are taken whole.
+    held_out
+        Fraction of the voxels to keep out of the loss.
+    seed
+        Seed of the choice of held-out blocks.
+    """
+
+    def __init__(self, volumes: Sequence[UnitVolume], *, edge: int, held_out: float, seed: int) -> None:
+        self.volumes, self.edge = list(volumes), edge
+        self.shares = torch.tensor([float(v.valid.sum()) for v in volumes], dtype=torch.float64)
+        self.orders = [v.axis_orders() for v in volumes]
+        self.weights = [v.valid.clone() for v in volumes]
+        self.held_out = self._hold_out(held_out, torch.Generator().manual_seed(seed))
+
+    def _hold_out(self, fraction: float, generator: torch.Generator) -> list[HeldOut]:
+        """Cut blocks out of the loss weights until ``fraction`` of the voxels is reached."""
+        voxels = HELD_OUT_EDGE ** self.volumes[0].u.ndim
+        wanted = min(HELD_OUT_BLOCKS, round(fraction * float(self.shares.sum()) / voxels))
+        blocks = []
+        for _ in range(max(wanted, 1 if fraction else 0)):
+            index = int(torch.multinomial(self.shares, 1, generator=generator))
+            volume = self.volumes[index]
+            corner = self._corner(volume, HELD_OUT_EDGE, generator)
+            block = tuple(
+                slice(c, min(c + HELD_OUT_EDGE, n)) for c, n in zip(corner, volume.u.shape, strict=True)
+            )
+            self.weights[index][block] = False
+            around = tuple(
+                slice(max(0, s.start - HELD_OUT_CONTEXT), min(n, s.stop + HELD_OUT_CONTEXT))
+                for s, n in zip(block, volume.u.shape, strict=True)
+            )
+            inside = torch.zeros_like(volume.valid)
+            inside[block] = volume.valid[block]
+            blocks.append(HeldOut(volume.u[around][None, None], inside[around][None, None], volume.noise))
+        return blocks
+
+    def draw(self, generator: torch.Generator) -> Patch:
+        """Draw one patch; volumes come in proportion to their voxels."""
+        index = int(torch.multinomial(self.shares, 1, generator=generator))
+        volume = self.volumes[index]
+        corner = self._corner(volume, self.edge, generator)
+        cut = tuple(slice(c, c + self.edge) for c in corner)
+        orders = self.orders[index]
+        order = orders[int(torch.randint(len(orders), (), generator=generator))]
+        flipped = torch.rand(volume.u.ndim, generator=generator) < 0.5
+        return Patch(
+            volume.u[cut][None, None],
+            self.weights[index][cut][None, None].float(),
+            volume.noise,
+            order,
+            tuple(axis for axis in range(volume.u.ndim) if flipped[axis]),
+        )
+
+    @staticmethod
+    def _corner(volume: UnitVolume, edge: int, generator: torch.Generator) -> tuple[int, ...]:
+        """A random corner whose block is mostly valid and holds noise, if one is found in a few draws."""
+        for _ in range(DRAWS):
+            corner = tuple(
+                int(torch.randint(max(1, n - edge + 1), (), generator=generator)) for n in volume.u.shape
+            )
+            cut = tuple(slice(c, c + edge) for c in corner)
+            inside = volume.valid[cut]
+            if inside.float().mean() > 0.5 and volume.u[cut][inside].std() > 0.5:
+                break
+        return corner

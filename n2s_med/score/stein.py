@@ -1,0 +1,73 @@
+"""Stein's identities: the figures that need no clean image.
+
+In the unit-noise domain ``u = x + L w`` the estimate is ``x_hat = u + L g(u)``. One Monte Carlo probe
+(Ramani et al. 2008) gives the trace in Stein's unbiased risk estimate
+
+    SURE = E|L g|² + 2 tr(L (∂g/∂u) L) / N + 1,
+
+and, as ``Cov[x given u] = Σ + Σ ∇² log p Σ`` (Manor & Michaeli, ICLR 2024), the same product of probe and
+response is the posterior variance of each voxel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.score.objectives import Function
+
+PROBE_STEP = 0.1
+"""Finite difference of the probes, in noise standard deviations: well above bfloat16's rounding."""
+
+EDGE = 1e-3
+"""Probes keep this many noise standard deviations away from the end of the law's domain."""
+
+
+def response(f: Function, at: Tensor, along: Tensor) -> Tensor:
+    """Derivative of ``f`` along a direction, by central difference."""
+    return (f(at + PROBE_STEP * along) - f(at - PROBE_STEP * along)) / (2 * PROBE_STEP)
+
+
+def step_terms(g: Function, u: Tensor, correlation: Correlation, white: Tensor) -> tuple[Tensor, Tensor]:
+    """``(L g)²`` and ``(L w)(L ∂g/∂u L w)`` per voxel of unit-noise data ``u``, shape (N, 1, spatial).
+
+    Of ``u + α L g``, the ``α`` of least SURE is minus the mean of the second over the mean of the first: one
+    where law, level and network are right.
+    """
+    colored = correlation.color(white)
+    return correlation.color(g(u)).square(), colored * correlation.color(response(g, u, colored))
+
+
+def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimated squared error and noise variance per voxel, both in squared units of the scan.
+
+    ``|f - y|² - V + 2 b (∂f/∂y) b`` with ``f(y) = E[x given y]`` and ``b = sqrt(V(y)) L w``: SURE for
+    Gaussian noise (Stein 1981), and to first order in the step of one count PURE for Poisson noise (Le
+    Montagner, Angelini & Olivo-Marin 2014). The mean of the first over the mean of the second is the remaining error
+    in units of the noise variance.
+
+    Parameters
+    ----------
+    g
+        The score of unit-noise data times ``Lᵀ``, as the network gives it.
+    u
+        Unit-noise data of shape (N, 1, spatial).
+    noise
+        Noise of the scan.
+    white
+        N(0, I) or ±1 probe, same shape.
+    """
+    law, color = noise.law, noise.correlation.color
+    y = law.from_unit(u)
+    variance = noise.variance(y)
+    smallest = variance.sqrt().min()
+
+    def estimate(values: Tensor) -> Tensor:
+        if law.variance_power > 0:
+            values = torch.maximum(values, EDGE * smallest - torch.as_tensor(law.shift))
+        return law.mean_from_unit(values, color(g(law.to_unit(values))))
+
+    probe = variance.sqrt() * color(white)
+    return (estimate(y) - y).square() - variance + 2 * probe * response(estimate, y, probe), variance

@@ -1,0 +1,101 @@
+"""How to train: every key, its default and its range."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from n2s_med.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; every key can be given on the command line or in a configuration file.
+
+    Attributes
+    ----------
+    steps
+        Optimizer steps, or 0 to fill ``seconds``.
+    seconds
+        Time budget; it becomes a number of steps at the start, and that number is recorded.
+    patch
+        Edge of the cubic training patch, in voxels.
+    patches
+        Patches per step; each is perturbed by +u and −u.
+    sigma_a
+        Perturbation, in standard deviations of the noise.
+    learning_rate
+        Peak learning rate of Muon.
+    channels
+        Feature channels per level.
+    ema
+        Decay of an exponential moving average of the weights; 0 takes the weights themselves.
+    held_out
+        Fraction of the voxels kept out of the loss, for the clean-free figure.
+    checks
+        How often in a run that figure is computed and a checkpoint is written.
+    patience
+        Checks without improvement before the run stops early.
+    seed
+        Seed of everything random.
+    """
+
+    steps: int = 0
+    seconds: float = 120.0
+    patch: int = 24
+    patches: int = 1
+    sigma_a: float = 0.5
+    learning_rate: float = 0.01
+    channels: tuple[int, ...] = (16, 32, 64)
+    ema: float = 0.0
+    held_out: float = 0.04
+    checks: int = 20
+    patience: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("seconds", "patch", "patches", "sigma_a", "learning_rate", "checks", "patience"):
+            if not getattr(self, key) > 0:
+                raise ConfigurationError(f"training key {key} must be above zero, got {getattr(self, key)}")
+        for key in ("steps", "seed"):
+            if getattr(self, key) < 0:
+                raise ConfigurationError(f"training key {key} must not be negative, got {getattr(self, key)}")
+        for key in ("ema", "held_out"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigurationError(f"training key {key} must lie in [0, 1), got {getattr(self, key)}")
+        if not self.channels or min(self.channels) < 1:
+            raise ConfigurationError(f"training key channels must be positive numbers, got {self.channels}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping.
+
+        Raises
+        ------
+        ConfigurationError
+            For an unknown key (naming the nearest known one) or a value out of range or of another type.
+        """
+        known = {f.name: f.default for f in fields(cls)}
+        checked = {}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ConfigurationError(f"unknown training key {key!r}", remedy=f"did you mean {near!r}?")
+            checked[key] = _converted(key, value, known[key])
+        return cls(**checked)
+
+
+def _converted(key: str, value: Any, default: Any) -> Any:
+    """``value`` in the type of ``default``."""
+    try:
+        if isinstance(default, tuple):
+            return tuple(int(v) for v in value)
+        if isinstance(value, bool) or (isinstance(default, int) and int(value) != float(value)):
+            raise ValueError
+        return type(default)(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"training key {key} takes a value like {default!r}, got {value!r}"
+        ) from error

@@ -1,0 +1,285 @@
+"""The training loop.
+
+Everything happens in the unit-noise domain: small patches, a perturbation coloured as the noise is, an
+antithetic pair of it per patch, flips and permutations of like axes, Muon and a cosine. Each step draws
+from a generator seeded by its own number, so a run that was killed and resumed ends with the same weights.
+The figure that picks the weights and stops early is SURE on held-out voxels of the noisy volumes; no clean
+image is used.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from n2s_med.compute import Compute
+from n2s_med.errors import InputError, ModelError, N2SError
+from n2s_med.score.model import copy_state, load_tensors, save_atomically
+from n2s_med.score.network import ScoreUNet
+from n2s_med.score.objectives import TotalUnitNoise
+from n2s_med.score.optimizer import ScoreOptimizer
+from n2s_med.score.patches import PatchSampler, UnitVolume
+from n2s_med.score.stein import risk_terms
+from n2s_med.training.config import TrainingConfig
+
+TIMED_STEPS = 8
+"""Steps timed, after two to warm up, to turn a time budget into a number of steps."""
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each step with the steps done, the steps in all, and the newest figures."""
+
+
+def no_progress(done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Show nothing."""
+
+
+@dataclass
+class History:
+    """What a run measured, check by check: steps done, mean loss since the last check, held-out SURE.
+
+    SURE (for Poisson noise, PURE) is the estimated mean squared error in units of the noise variance.
+    """
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    sure: list[float] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Index of the check with the lowest SURE."""
+        return min(range(len(self.sure)), key=self.sure.__getitem__)
+
+    def newest(self) -> dict[str, float]:
+        """The newest loss and SURE, if there are any."""
+        return {"loss": self.loss[-1], "sure": self.sure[-1]} if self.step else {}
+
+
+class Trainer:
+    """One training run.
+
+    Parameters
+    ----------
+    volumes
+        Noisy volumes in the unit-noise domain, all of the same number of axes.
+    config
+        How to train.
+    compute
+        Device and number type.
+    directory
+        Where ``checkpoint.pt`` is kept, from which a killed run resumes; ``None`` keeps none.
+    network
+        Weights to start from; a new network otherwise.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[UnitVolume],
+        config: TrainingConfig,
+        compute: Compute,
+        *,
+        directory: Path | None = None,
+        network: ScoreUNet | None = None,
+    ) -> None:
+        if not volumes:
+            raise InputError("no volume to train on", remedy="give at least one readable scan")
+        self.config, self.compute = config, compute
+        self.objective = TotalUnitNoise(config.sigma_a)
+        self.checkpoint = directory / "checkpoint.pt" if directory else None
+        self.network = (network or _new_network(volumes, config)).to(compute.device).train()
+        self.sampler = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)
+        self.identity = _identity(volumes, config)
+        self.history = History()
+        self.done, self.steps, self.pending = 0, config.steps, 0.0
+        self.best = copy_state(self.network)
+        self.average = copy_state(self.network) if config.ema else None
+        self.resumed = self._load()
+        if not self.resumed:
+            self.steps = config.steps or self._steps_in_budget()
+            self.optimizer = self._new_optimizer()
+
+    def run(self, progress: Progress = no_progress) -> ScoreUNet:
+        """Train to the end of the budget or to an early stop; return the network with its best weights.
+
+        Raises
+        ------
+        N2SError
+            If the loss is not finite: NaN stops the run.
+        """
+        while self.done < self.steps and not self._stalled():
+            self.pending += self._one_step(self.network, self.optimizer, self.done)
+            self.done += 1
+            if self.done % self._interval == 0 or self.done == self.steps:
+                self._check()
+            progress(self.done, self.steps, self.history.newest())
+        self.network.load_state_dict(self.best)
+        return self.network.eval()
+
+    # -- one step --------------------------------------------------------------------------------------
+
+    def _one_step(self, network: ScoreUNet, optimizer: ScoreOptimizer, step: int) -> float:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        loss = torch.stack([self._patch_loss(network, generator) for _ in range(self.config.patches)]).mean()
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise N2SError(
+                f"the training loss is not finite at step {step}",
+                remedy="lower --learning-rate, or check the noise level of the scan",
+            )
+        optimizer.step(loss, step)
+        if self.average is not None:
+            for name, tensor in network.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - self.config.ema)
+        return value
+
+    def _patch_loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
+        """Mean loss of one patch under an antithetic pair of perturbations."""
+        patch = self.sampler.draw(generator)
+        white = torch.randn(patch.u.shape, generator=generator)
+        pair = torch.cat((white, -white)).to(self.compute.device)
+
+        def score(v: Tensor) -> Tensor:
+            with self.compute.autocast():
+                out = network(self.compute.place(patch.augment(v)))
+            restored: Tensor = patch.restore(out).float()
+            return restored
+
+        u = patch.u.to(self.compute.device).expand_as(pair)
+        weight = patch.weight.to(self.compute.device)
+        loss = self.objective.loss(score, u, pair, patch.noise.correlation.color)
+        mean: Tensor = (loss * weight).sum() / (2 * weight.sum()).clamp_min(1)
+        return mean
+
+    # -- checks, early stop ----------------------------------------------------------------------------
+
+    @property
+    def _interval(self) -> int:
+        return max(1, self.steps // self.config.checks)
+
+    def _check(self) -> None:
+        """Measure SURE, keep the weights if they are the best, write a checkpoint."""
+        self.history.step.append(self.done)
+        self.history.loss.append(self.pending / (self.done - sum(self.history.step[-2:-1])))
+        self.pending = 0.0
+        current = self.average or self.network.state_dict()
+        self.history.sure.append(self._held_out_sure(current))
+        if self.history.best == len(self.history.sure) - 1:
+            self.best = {name: tensor.detach().clone() for name, tensor in current.items()}
+        self._save()
+
+    @torch.no_grad()
+    def _held_out_sure(self, state: Mapping[str, Tensor]) -> float:
+        """SURE over the held-out voxels; the same probes at every check, so that checks compare."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(state)
+        network.eval()
+        generator = torch.Generator().manual_seed(self.config.seed)
+        risk = noise = 0.0
+
+        def g(v: Tensor) -> Tensor:
+            with self.compute.autocast():
+                score: Tensor = network(self.compute.place(v))
+            return score.float().cpu() * self.objective.scale
+
+        for block in self.sampler.held_out:
+            white = torch.randn(block.u.shape, generator=generator)
+            error, variance = risk_terms(g, block.u, block.noise, white)
+            scale = float(variance.mean())
+            risk += float(error[block.inside].sum()) / scale
+            noise += float(variance[block.inside].sum()) / scale
+        return risk / noise if noise else self.history.loss[-1]
+
+    def _stalled(self) -> bool:
+        """Whether SURE has not improved for ``patience`` checks."""
+        return (
+            len(self.history.sure) - self.history.best > self.config.patience if self.history.sure else False
+        )
+
+    # -- budget ----------------------------------------------------------------------------------------
+
+    def _new_optimizer(self) -> ScoreOptimizer:
+        return ScoreOptimizer(self.network, learning_rate=self.config.learning_rate, steps=self.steps)
+
+    def _steps_in_budget(self) -> int:
+        """How many steps fit ``config.seconds``, timed on a copy that is then thrown away."""
+        trial = copy.deepcopy(self.network)
+        optimizer = ScoreOptimizer(trial, learning_rate=self.config.learning_rate, steps=1000)
+        average, self.average = self.average, None
+        for step in range(2):
+            self._one_step(trial, optimizer, step)
+        start = time.perf_counter()
+        for step in range(TIMED_STEPS):
+            self._one_step(trial, optimizer, step)
+        self.average = average
+        return max(self.config.checks, int(self.config.seconds * TIMED_STEPS / (time.perf_counter() - start)))
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        content: dict[str, Any] = {
+            "identity": self.identity,
+            "done": self.done,
+            "steps": self.steps,
+            "network": self.network.state_dict(),
+            "best": self.best,
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "history": asdict(self.history),
+        }
+        save_atomically(content, self.checkpoint)
+
+    def _load(self) -> bool:
+        """Take up the run that the checkpoint holds, if there is one.
+
+        Raises
+        ------
+        ModelError
+            If it belongs to other data or another configuration.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return False
+        saved = load_tensors(self.checkpoint)
+        if saved.get("identity") != self.identity:
+            raise ModelError(
+                "the checkpoint belongs to other scans or other training keys",
+                remedy="give another --out, or --overwrite to start anew",
+                path=self.checkpoint,
+            )
+        self.done, self.steps = saved["done"], saved["steps"]
+        self.best, self.average = saved["best"], saved["average"]
+        self.history = History(**saved["history"])
+        self.network.load_state_dict(saved["network"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return True
+
+
+def _new_network(volumes: Sequence[UnitVolume], config: TrainingConfig) -> ScoreUNet:
+    """A network initialised from the seed, centred on the median of the data."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = ScoreUNet(
+            volumes[0].u.ndim, config.channels, start_smooth=volumes[0].noise.correlation.is_white
+        )
+    medians = [v.u[v.valid][:: 1 + int(v.valid.sum()) // 100_000].median() for v in volumes]
+    network.centre.copy_(torch.stack(medians).median())
+    return network
+
+
+def _identity(volumes: Sequence[UnitVolume], config: TrainingConfig) -> str:
+    """Hash of everything that determines the run but its budget in seconds."""
+    keys = {key: value for key, value in asdict(config).items() if key != "seconds"}
+    digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
+    for volume in volumes:
+        digest.update(volume.fingerprint().encode())
+    return digest.hexdigest()
