@@ -95,11 +95,15 @@ class Tweedie(NoiseModel):
     def tweedie(self, y: Tensor, score: Tensor) -> Tensor:
         """``y [1 + (1-ρ) φ y^(ρ-1) (ρ/(2y) + s)]^(1/(1-ρ))``, by the saddle point (Kim et al., CVPR 2022)."""
         rho = self.power
+        if rho == 0:
+            return y + self.dispersion * score
         return self._power_mean(y, self.dispersion * y ** (rho - 1) * (rho / (2 * y) + score))
 
     def posterior_mean(self, y: Tensor, score: Tensor, score_derivative: Tensor) -> Tensor:
         """``g(θ) + g''(θ) Var[θ]/2`` for ``x = g(θ)``, ``θ = x^(1-ρ)/(1-ρ)``, ``g'' = ρ x^(2ρ-1)``."""
         x_hat, variance = self.tweedie(y, score), self._natural_variance(y, score_derivative)
+        if self.power == 0:
+            return x_hat
         return x_hat + self.power / 2 * x_hat ** (2 * self.power - 1) * variance
 
     def posterior_variance(self, y: Tensor, score: Tensor, score_derivative: Tensor) -> Tensor:
@@ -109,7 +113,8 @@ class Tweedie(NoiseModel):
     def _natural_variance(self, y: Tensor, score_derivative: Tensor) -> Tensor:
         """Posterior variance of the natural parameter, with the saddle point's normaliser."""
         rho, phi = self.power, self.dispersion
-        return (phi**2 * (score_derivative - rho / (2 * y**2)) + phi * y**-rho).clamp_min(0)
+        bend = rho / (2 * y**2) if rho > 0 else 0.0
+        return (phi**2 * (score_derivative - bend) + phi * y**-rho).clamp_min(0)
 
     def _power_mean(self, y: Tensor, step: Tensor) -> Tensor:
         """``y [1 + (1-ρ) step]^(1/(1-ρ))``, with its limit ``y exp(step)`` at ρ = 1.
@@ -118,8 +123,6 @@ class Tweedie(NoiseModel):
         """
         if abs(1 - self.power) < CORNER:
             return y * torch.exp(step)
-        if self.power == 0:
-            return y + y * step
         return y * (1 + (1 - self.power) * step).clamp_min(0.01) ** (1 / (1 - self.power))
 
     @property

@@ -1,0 +1,5 @@
+"""Let the inherited suite's assertions explain themselves."""
+
+import pytest
+
+pytest.register_assert_rewrite("laws")
