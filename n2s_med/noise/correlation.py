@@ -56,15 +56,15 @@ class Correlation:
         ----------
         power
             Power on a cosine grid: along an axis of ``n`` entries, entry ``j`` belongs to frequency
-            ``j / (2 n)`` cycles per voxel. Units do not matter.
+            ``j / (2 n)`` cycles per voxel, and the last stands for half a cycle too. Units do not matter.
         """
         kernel = power.clamp_min(0).sqrt()
         for axis, size in enumerate(power.shape):
-            frequency = torch.arange(size, dtype=power.dtype) + 0.5 * (size == 1)
+            frequency = torch.arange(size, dtype=power.dtype)
             lag = torch.arange(-(size - 1), size, dtype=power.dtype)
-            weight = torch.full((size,), 2.0, dtype=power.dtype)
-            weight[0] = 1.0
+            weight = torch.where(frequency > 0, 2.0, 1.0)
             basis = torch.cos(torch.pi * lag[:, None] * frequency / size) * weight
+            basis[:, -1] += torch.cos(torch.pi * lag)  # the highest frequency, half a cycle per voxel
             taper = torch.cos(torch.pi * lag / (2 * size)) ** 2
             kernel = torch.movedim(torch.tensordot(taper[:, None] * basis, kernel, ([1], [axis])), 0, axis)
         return cls.from_kernel(kernel.float())
@@ -96,14 +96,17 @@ class Correlation:
         return colored.to(white.dtype)
 
     def _transfer(self, shape: Sequence[int]) -> Tensor:
-        """Real frequency response on the half grid of ``rfftn`` for volumes of this shape."""
+        """Real frequency response on the half grid of ``rfftn`` for volumes of this shape.
+
+        A kernel wider than the volume wraps onto itself; it is normalised again to keep unit variance.
+        """
         folded = self.kernel
         for axis, size in enumerate(shape):
             lag = torch.arange(folded.shape[axis]) - folded.shape[axis] // 2
             target = list(folded.shape)
             target[axis] = size
             folded = torch.zeros(target, dtype=folded.dtype).index_add_(axis, lag % size, folded)
-        spectrum: Tensor = torch.fft.rfftn(folded)
+        spectrum: Tensor = torch.fft.rfftn(folded / folded.square().sum().sqrt())
         return spectrum.real
 
     def autocorrelation(self, lag: Sequence[int]) -> float:

@@ -45,8 +45,8 @@ def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple
 
     ``|f - y|² - V + 2 b (∂f/∂y) b`` with ``f(y) = E[x given y]`` and ``b = sqrt(V(y)) L w``: SURE for
     Gaussian noise (Stein 1981), and to first order in the step of one count PURE for Poisson noise (Le
-    Montagner, Angelini & Olivo-Marin 2014). The mean of the first over the mean of the second is the remaining error
-    in units of the noise variance.
+    Montagner, Angelini & Olivo-Marin 2014). The mean of the first over the mean of the second is the
+    remaining error in units of the noise variance.
 
     Parameters
     ----------
