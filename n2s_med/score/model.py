@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from n2s_med.errors import ModelError, OutputError
+from n2s_med.atomic import whole
+from n2s_med.errors import ModelError
 from n2s_med.score.network import ScoreUNet
 
 FORMAT = 1
@@ -80,7 +80,7 @@ class ScoreModel:
         OutputError
             If the file cannot be written.
         """
-        save_atomically(
+        save_tensors(
             {
                 "format": FORMAT,
                 "network": {
@@ -118,7 +118,7 @@ class ScoreModel:
             network = ScoreUNet(**saved["network"])
             network.load_state_dict(saved["state"])
             return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 "not a model of n2s-med", remedy="give the model.pt of a training", path=file
             ) from error
@@ -131,31 +131,20 @@ def load_tensors(file: Path) -> dict[str, Any]:
             "no such model file", remedy="give the model.pt or the folder of a training", path=file
         )
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle may raise anything
         raise ModelError("damaged or no model file", remedy="copy or train it again", path=file) from error
     if not isinstance(saved, dict):
         raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file)
     return saved
 
 
-def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """Write ``content`` with torch beside ``path``, flush it to disk, and rename it there."""
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            torch.save(dict(content), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "the disk refused the data"
-        raise OutputError(
-            f"cannot write ({reason})", remedy="free space or choose another folder", path=path
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write ``content`` with torch, whole or not at all, in place of what was there."""
+    with whole(path, overwrite=True) as partial:
+        torch.save(dict(content), partial)
 
 
 def copy_state(network: ScoreUNet) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ class ScoreUNet(nn.Module):
         for block in self.encoder[:-1]:
             x = block(x)
             skips.append(x)
-            x = pool(x, 2, ceil_mode=True)
+            x = pool(x, [min(2, size) for size in x.shape[2:]], ceil_mode=True)
         x = self.encoder[-1](x)
         for block, skip in zip(reversed(self.decoder), reversed(skips), strict=True):
             x = F.interpolate(x, scale_factor=2, mode="nearest")

@@ -1,0 +1,127 @@
+"""The network on volumes of any size, and how far it sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from n2s_med.score import ScoreUNet
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(dims: int = 3, channels: tuple[int, ...] = (4, 6, 8), start_smooth: bool = True) -> ScoreUNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ScoreUNet(dims, channels, start_smooth).eval()
+
+
+SIZES = [
+    (1, 1, 1),
+    (1, 7, 5),
+    (7, 5, 1),
+    (9, 2, 13),
+    (8, 8, 8),
+    (3, 17, 4),
+    (1, 1),
+    (1, 6),
+    (11, 5),
+    (16, 16),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("start_smooth", [True, False])
+def test_any_size_passes(size: tuple[int, ...], start_smooth: bool) -> None:
+    v = torch.randn(2, 1, *size, generator=seeded(), requires_grad=True)
+    score = network(len(size), start_smooth=start_smooth)(v)
+    assert score.shape == v.shape
+    assert torch.isfinite(score).all()
+    score.square().sum().backward()
+    assert v.grad is not None
+    assert torch.isfinite(v.grad).all()
+    assert (v.grad != 0).any()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_any_depth_passes(levels: int) -> None:
+    v = torch.randn(1, 1, 5, 9, 2, generator=seeded())
+    unet = network(3, (4,) * levels)
+    assert unet(v).shape == v.shape
+    assert unet.stride == 2 ** (levels - 1)
+
+
+def test_volumes_of_a_batch_do_not_mix() -> None:
+    v, unet = torch.randn(3, 1, 6, 7, 5, generator=seeded()), network()
+    torch.testing.assert_close(unet(v)[1:2], unet(v[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_starts_from_a_gaussian_filter() -> None:
+    """With a head of zeros, ``v + R(v)`` is a unit-sum, symmetric filter: constants and ramps stay."""
+    unet = network(2)
+    with torch.no_grad():
+        unet.head.weight.zero_()
+        unet.head.bias.zero_()  # type: ignore[union-attr]
+        impulse = torch.zeros(1, 1, 15, 15)
+        impulse[0, 0, 7, 7] = 1.0
+        filtered = (impulse + unet(impulse))[0, 0]
+        assert float(filtered.sum()) == pytest.approx(1, abs=1e-4)
+        offset = torch.arange(-7.0, 8.0)
+        assert float((filtered.sum(1) * offset**2).sum()) == pytest.approx(0.7**2, abs=0.02)
+        assert torch.allclose(filtered, filtered.T)
+        assert torch.allclose(unet(torch.full((1, 1, 9, 9), 300.0)), torch.zeros(()), atol=0.02)
+
+
+def test_starts_from_the_identity_for_correlated_noise() -> None:
+    unet = network(2, start_smooth=False)
+    with torch.no_grad():
+        unet.head.weight.zero_()
+        unet.head.bias.zero_()  # type: ignore[union-attr]
+    assert not unet(torch.randn(1, 1, 9, 9, generator=seeded())).any()
+
+
+def reach(unet: ScoreUNet, size: int, at: int) -> int:
+    """Farthest input voxel along the first axis with a gradient into output voxel ``at``."""
+    v = torch.randn(1, 1, size, 3, generator=seeded()).double().requires_grad_()
+    unet.double()(v)[0, 0, at, 1].backward()
+    assert v.grad is not None
+    touched = v.grad[0, 0].abs().sum(1).nonzero().flatten()
+    return int((touched - at).abs().max())
+
+
+@pytest.mark.parametrize("channels", [(4,), (4, 6), (4, 6, 8)], ids=len)
+def test_receptive_radius_is_true_and_tight(channels: tuple[int, ...]) -> None:
+    """At every phase of the pooling grid; no more than a stride and the smoothing wider than need be."""
+    unet = network(2, channels)
+    size = 2 * unet.receptive_radius + 3 * unet.stride
+    reaches = [reach(unet, size, size // 2 + phase) for phase in range(unet.stride)]
+    assert max(reaches) <= unet.receptive_radius
+    assert unet.receptive_radius % unet.stride == 0
+    assert unet.receptive_radius - max(reaches) <= 2 * unet.stride
+
+
+def test_voxels_beyond_the_radius_change_nothing() -> None:
+    unet, size = network(2), 80
+    v = torch.randn(1, 1, size, 6, generator=seeded())
+    w = v.clone()
+    w[:, :, : size // 2 - unet.receptive_radius] += 10.0
+
+    def at_centre(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return unet(x)[0, 0, size // 2 :]
+
+    torch.testing.assert_close(at_centre(w), at_centre(v), rtol=0, atol=1e-5)
+    w[:, :, size // 2 - 3] += 10.0
+    assert not torch.allclose(at_centre(w), at_centre(v), atol=1e-2)
+
+
+def test_centre_takes_the_level_out_of_the_network() -> None:
+    """A volume 300 noise SDs up gives the same score once the centre says so."""
+    low, high = network(3), network(3)
+    high.centre.fill_(300.0)
+    v = torch.randn(1, 1, 6, 6, 6, generator=seeded())
+    torch.testing.assert_close(high(v + 300), low(v), rtol=0, atol=1e-3)
+    assert "centre" in high.state_dict()
