@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class UnitVolume:
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""
         digest = hashlib.sha256(str(tuple(self.u.shape)).encode())
-        digest.update(str(self.noise.law).encode())
+        digest.update(f"{self.noise.law} {self.noise.quantum} {self.spacing_mm}".encode())
         for tensor in (self.u, self.valid, self.noise.correlation.kernel):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -133,16 +134,15 @@ class PatchSampler:
 
     def _hold_out(self, fraction: float, generator: torch.Generator) -> list[HeldOut]:
         """Cut blocks out of the loss weights until ``fraction`` of the voxels is reached."""
-        voxels = HELD_OUT_EDGE ** self.volumes[0].u.ndim
+        voxels = math.prod(_held_out_edges(self.volumes[0]))
         wanted = min(HELD_OUT_BLOCKS, round(fraction * float(self.shares.sum()) / voxels))
         blocks = []
         for _ in range(max(wanted, 1 if fraction else 0)):
             index = int(torch.multinomial(self.shares, 1, generator=generator))
             volume = self.volumes[index]
-            corner = self._corner(volume, HELD_OUT_EDGE, generator)
-            block = tuple(
-                slice(c, min(c + HELD_OUT_EDGE, n)) for c, n in zip(corner, volume.u.shape, strict=True)
-            )
+            edges = _held_out_edges(volume)
+            corner = self._corner(volume, edges, generator)
+            block = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
             self.weights[index][block] = False
             around = tuple(
                 slice(max(0, s.start - HELD_OUT_CONTEXT), min(n, s.stop + HELD_OUT_CONTEXT))
@@ -157,7 +157,7 @@ class PatchSampler:
         """Draw one patch; volumes come in proportion to their voxels."""
         index = int(torch.multinomial(self.shares, 1, generator=generator))
         volume = self.volumes[index]
-        corner = self._corner(volume, self.edge, generator)
+        corner = self._corner(volume, (self.edge,) * volume.u.ndim, generator)
         cut = tuple(slice(c, c + self.edge) for c in corner)
         orders = self.orders[index]
         order = orders[int(torch.randint(len(orders), (), generator=generator))]
@@ -170,15 +170,35 @@ class PatchSampler:
             tuple(axis for axis in range(volume.u.ndim) if flipped[axis]),
         )
 
-    @staticmethod
-    def _corner(volume: UnitVolume, edge: int, generator: torch.Generator) -> tuple[int, ...]:
+    @classmethod
+    def _corner(cls, volume: UnitVolume, edges: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
         """A random corner whose block is mostly valid and holds noise, if one is found in a few draws."""
         for _ in range(DRAWS):
             corner = tuple(
-                int(torch.randint(max(1, n - edge + 1), (), generator=generator)) for n in volume.u.shape
+                int(torch.randint(max(1, n - e + 1), (), generator=generator))
+                for n, e in zip(volume.u.shape, edges, strict=True)
             )
-            cut = tuple(slice(c, c + edge) for c in corner)
+            cut = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
             inside = volume.valid[cut]
-            if inside.float().mean() > 0.5 and volume.u[cut][inside].std() > 0.5:
-                break
-        return corner
+            if inside.float().mean() > 0.5 and volume.u[cut][inside].std(correction=0) > 0.5:
+                return corner
+        return cls._corner_by_a_voxel(volume, edges, generator)
+
+    @staticmethod
+    def _corner_by_a_voxel(
+        volume: UnitVolume, edges: Sequence[int], generator: torch.Generator
+    ) -> tuple[int, ...]:
+        """A corner whose block holds a random valid voxel: first its plane is drawn, then its place there."""
+        per_plane = volume.valid.flatten(1).sum(1).double()
+        plane = int(torch.multinomial(per_plane, 1, generator=generator))
+        places = volume.valid[plane].nonzero()
+        place = places[int(torch.randint(len(places), (), generator=generator))].tolist()
+        return tuple(
+            min(max(0, v - int(torch.randint(e, (), generator=generator))), max(0, n - e))
+            for v, e, n in zip((plane, *place), edges, volume.u.shape, strict=True)
+        )
+
+
+def _held_out_edges(volume: UnitVolume) -> tuple[int, ...]:
+    """Edges of a held-out block: a third of a short axis, so that small volumes keep voxels to learn from."""
+    return tuple(max(1, min(HELD_OUT_EDGE, n // 3)) for n in volume.u.shape)
