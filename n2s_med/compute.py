@@ -40,9 +40,7 @@ class Compute:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigurationError(
-                f"device {device!r} is not available", remedy="use --device cpu"
-            ) from error
+            raise ConfigurationError(f"device {device!r} is not available", remedy="use --device cpu") from error
         if precision == "auto":
             fast = chosen.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
             return cls(chosen, bf16=fast)

@@ -239,17 +239,13 @@ class Denoiser:
             return tuple(float((v * weights).sum() / weights.sum()) for v in (first, second))  # type: ignore[return-value]
 
         g = self._flip_averaged
-        square, trace = mean(
-            [step_terms(g, p.u, correlation, w) for p, w in zip(patches, probes, strict=True)]
-        )
+        square, trace = mean([step_terms(g, p.u, correlation, w) for p, w in zip(patches, probes, strict=True)])
         step = self._step(-trace / square)
 
         def stepped(v: Tensor) -> Tensor:
             return step * g(v)
 
-        risk, variance = mean(
-            [risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)]
-        )
+        risk, variance = mean([risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)])
         return Figures(step, -trace / square, risk / variance)
 
     def _flip_averaged(self, v: Tensor) -> Tensor:
@@ -276,8 +272,7 @@ class Denoiser:
         total = torch.zeros(sizes(outer))
         for index in range(self.options.sd_probes):
             ahead, behind = (
-                self._colored_score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()])
-                for way in (1, -1)
+                self._colored_score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()]) for way in (1, -1)
             )
             probe = self._probe(u.shape, outer, index)
             total += probe * (probe + step * (ahead - behind) / (2 * PROBE_STEP))

@@ -28,6 +28,8 @@ class Modality:
         Physical unit where the file does not state one.
     window
         Display window (low, high) in ``units``; ``None`` takes percentiles of the volume.
+    magnitude
+        Whether the intensities are magnitudes of complex signal, Rician at low signal.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Modality:
     law: str
     units: str
     window: tuple[float, float] | None = None
+    magnitude: bool = False
 
 
 MODALITIES: Mapping[str, Modality] = MappingProxyType(
@@ -44,7 +47,7 @@ MODALITIES: Mapping[str, Modality] = MappingProxyType(
             Modality("pet", "PT", "poisson", "BQML"),
             Modality("nm", "NM", "poisson", "CNTS"),
             Modality("ct", "CT", "gaussian", "HU", window=(-160.0, 240.0)),
-            Modality("mr", "MR", "gaussian", "arbitrary"),
+            Modality("mr", "MR", "gaussian", "arbitrary", magnitude=True),
             Modality("us", "US", "gamma", "arbitrary"),
         )
     }
@@ -56,6 +59,4 @@ def modality_named(name: str) -> Modality:
     for row in MODALITIES.values():
         if name.lower() == row.name or name.upper() == row.dicom:
             return row
-    raise ConfigurationError(
-        f"unknown modality {name!r}", remedy=f"choose one of {', '.join(MODALITIES)}"
-    )
+    raise ConfigurationError(f"unknown modality {name!r}", remedy=f"choose one of {', '.join(MODALITIES)}")

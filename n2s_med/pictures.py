@@ -32,9 +32,7 @@ from torch import Tensor
 Array = NDArray[np.floating[Any]]
 
 _INK, _PAPER, _NOT_FINITE = "#c9d1d9", "#0b0e12", "#6b3f73"
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "removed", ["#5cc8ff", "#1b4f72", "#0b0e12", "#7a4a12", "#ffb454"]
-)
+_DIVERGING = LinearSegmentedColormap.from_list("removed", ["#5cc8ff", "#1b4f72", "#0b0e12", "#7a4a12", "#ffb454"])
 _COLUMN, _TALLEST, _GAP, _HEADING, _MARGIN, _FOOT = 3.0, 4.2, 0.14, 0.27, 0.16, 0.66  # inches
 _LOW = 0.6  # inches: a picture lower than this has no room for writing
 _SAMPLES_PER_AXIS = 96  # percentiles and the slice of interest are found on a grid no finer than this
@@ -119,8 +117,7 @@ def _check(before: Tensor, after: Tensor, sd: Tensor | None, spacing_mm: Sequenc
     for name, volume in (("before", before), ("after", after), ("sd", sd)):
         if volume is not None and (volume.ndim != 3 or volume.shape != before.shape or volume.numel() == 0):
             raise ValueError(
-                f"{name} must be a (X, Y, Z) volume of before's shape, {tuple(before.shape)}, "
-                f"got {tuple(volume.shape)}"
+                f"{name} must be a (X, Y, Z) volume of before's shape, {tuple(before.shape)}, got {tuple(volume.shape)}"
             )
     if len(spacing_mm) != 3 or not all(0 < step < np.inf for step in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive lengths, got {tuple(spacing_mm)}")
@@ -317,9 +314,7 @@ def _scale_bar(axes: Axes) -> None:
         return
     x, y, length = 0.96 * width, 0.955 * height, lengths[-1]
     bar = axes.plot([x - length, x], [y, y], color=_INK, linewidth=1.6, solid_capstyle="butt")[0]
-    text = axes.text(
-        x - length / 2, y - 0.012 * height, f"{length:g} mm", color=_INK, fontsize=7, ha="center"
-    )
+    text = axes.text(x - length / 2, y - 0.012 * height, f"{length:g} mm", color=_INK, fontsize=7, ha="center")
     for drawn in (bar, text):
         drawn.set_path_effects([_HALO])
 

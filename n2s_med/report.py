@@ -19,7 +19,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from n2s_med import pictures
-from n2s_med.volumes.atomic import whole
+from n2s_med.atomic import whole
 
 JSONValue: TypeAlias = "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
 

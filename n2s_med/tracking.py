@@ -474,9 +474,7 @@ def _commit() -> str | None:
 def _git(*arguments: str) -> str | None:
     here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or no repository: the run is then known by its version alone
     return done.stdout.strip()

@@ -16,9 +16,7 @@ from n2s_med.noise.gaussian import Gaussian
 from n2s_med.noise.poisson import Poisson
 from n2s_med.noise.tweedie import Tweedie
 
-LAWS: Mapping[str, type[NoiseModel]] = MappingProxyType(
-    {law.name: law for law in (Gaussian, Poisson, Gamma, Tweedie)}
-)
+LAWS: Mapping[str, type[NoiseModel]] = MappingProxyType({law.name: law for law in (Gaussian, Poisson, Gamma, Tweedie)})
 
 __all__ = ["LAWS", "Gamma", "Gaussian", "NoiseModel", "Parameter", "Poisson", "Tweedie", "law_named"]
 

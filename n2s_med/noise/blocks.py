@@ -82,9 +82,7 @@ def blocks_of(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], generator: 
         Chooses the blocks where there are more than enough.
     """
     finest = min(s for s, n in zip(spacing_mm, y.shape, strict=True) if n > 1)
-    shape = tuple(
-        min(n, max(2, round(EDGE * finest / s)), EDGE) for s, n in zip(spacing_mm, y.shape, strict=True)
-    )
+    shape = tuple(min(n, max(2, round(EDGE * finest / s)), EDGE) for s, n in zip(spacing_mm, y.shape, strict=True))
     inside = y[valid]
     low, high = inside.min(), inside.max()
     corners = _windows(valid, shape).flatten(-len(shape)).all(-1).nonzero()
@@ -184,15 +182,11 @@ def _upper(blocks: Blocks, power: Tensor) -> Tensor:
 def _smoothed(power: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Average neighbouring frequencies, take the origin from its neighbours, and normalise to mean one."""
     grid = power.view(shape).clone()
-    nearest = [
-        tuple(int(a == axis) for a in range(len(shape))) for axis in range(len(shape)) if shape[axis] > 1
-    ]
+    nearest = [tuple(int(a == axis) for a in range(len(shape))) for axis in range(len(shape)) if shape[axis] > 1]
     grid[(0,) * len(shape)] = torch.stack([grid[n] for n in nearest]).mean()
     for axis, size in enumerate(shape):
         if size > 2:
             index = torch.arange(-1, size + 1).clamp(0, size - 1)
             wide = grid.index_select(axis, index)
-            grid = (
-                wide.narrow(axis, 0, size) + 2 * wide.narrow(axis, 1, size) + wide.narrow(axis, 2, size)
-            ) / 4
+            grid = (wide.narrow(axis, 0, size) + 2 * wide.narrow(axis, 1, size) + wide.narrow(axis, 2, size)) / 4
     return (grid / grid.mean()).flatten()

@@ -106,19 +106,15 @@ class Correlation:
             target = list(folded.shape)
             target[axis] = size
             folded = torch.zeros(target, dtype=folded.dtype).index_add_(axis, lag % size, folded)
-        spectrum: Tensor = torch.fft.rfftn(folded / folded.square().sum().sqrt())
+        spectrum: Tensor = torch.fft.rfftn(folded / folded.square().sum().sqrt().clamp_min(1e-6))
         return spectrum.real
 
     def autocorrelation(self, lag: Sequence[int]) -> float:
         """Correlation of the noise at two voxels ``lag`` apart."""
         if any(abs(h) >= size for h, size in zip(lag, self.kernel.shape, strict=True)):
             return 0.0
-        here = tuple(
-            slice(max(0, h), size + min(0, h)) for h, size in zip(lag, self.kernel.shape, strict=True)
-        )
-        there = tuple(
-            slice(max(0, -h), size + min(0, -h)) for h, size in zip(lag, self.kernel.shape, strict=True)
-        )
+        here = tuple(slice(max(0, h), size + min(0, h)) for h, size in zip(lag, self.kernel.shape, strict=True))
+        there = tuple(slice(max(0, -h), size + min(0, -h)) for h, size in zip(lag, self.kernel.shape, strict=True))
         return float((self.kernel[here] * self.kernel[there]).sum())
 
     def permuted(self, axes: Sequence[int]) -> Correlation:

@@ -192,7 +192,7 @@ def _require(count: int) -> None:
 
 @dataclass(frozen=True)
 class _Points:
-    """Mean, log variance and structure of blocks, and how far the low end of pure noise lies off its level."""
+    """Mean, log variance and structure of blocks, and how far pure noise's low end lies off its level."""
 
     mean: Tensor
     log_variance: Tensor
@@ -216,11 +216,7 @@ class _Points:
 
     def bins(self) -> list[_Points]:
         """The blocks in bins of like intensity."""
-        return [
-            self.where(index)
-            for index in self.mean.argsort().tensor_split(BINS)
-            if len(index) >= FEWEST_IN_BIN
-        ]
+        return [self.where(index) for index in self.mean.argsort().tensor_split(BINS) if len(index) >= FEWEST_IN_BIN]
 
     def floor(self, rho: float = 0.0) -> Tensor:
         """Log of the noise variance over ``mean**rho`` that the lower bins agree on: structure only adds."""

@@ -90,9 +90,7 @@ class PetPhantom:
     background: Tensor
 
 
-def pet_phantom(
-    shape: tuple[int, int, int] = (96, 96, 48), spacing_mm: Triple = (4.0, 4.0, 4.0)
-) -> PetPhantom:
+def pet_phantom(shape: tuple[int, int, int] = (96, 96, 48), spacing_mm: Triple = (4.0, 4.0, 4.0)) -> PetPhantom:
     """Return the phantom: 5 kBq/mL, four hot spheres at 4 : 1, two cold ones, a lung insert; air is 0.
 
     Parameters

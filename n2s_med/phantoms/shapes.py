@@ -43,9 +43,7 @@ _WEIGHTS = {
 }
 
 
-def textured_volume(
-    shape: tuple[int, int, int], generator: torch.Generator, *, kind: str | None = None
-) -> Tensor:
+def textured_volume(shape: tuple[int, int, int], generator: torch.Generator, *, kind: str | None = None) -> Tensor:
     """Return one clean volume of random anatomy, texture and sharpness.
 
     Parameters

@@ -133,9 +133,7 @@ def _with_gas(scene: Scene, image: Tensor, body: Tensor) -> Tensor:
     return scene.paint(image, pocket, AIR)
 
 
-def _spine(
-    scene: Scene, image: Tensor, points: Tensor, centre: tuple[float, float, float], deep: float
-) -> None:
+def _spine(scene: Scene, image: Tensor, points: Tensor, centre: tuple[float, float, float], deep: float) -> None:
     """Paint a column of vertebrae with discs and the canal, in place."""
     dice = scene.dice
     radius = dice.uniform(0.12, 0.28) * deep

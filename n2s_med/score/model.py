@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,17 +120,13 @@ class ScoreModel:
             network.load_state_dict(saved["state"])
             return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"])
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(
-                "not a model of n2s-med", remedy="give the model.pt of a training", path=file
-            ) from error
+            raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file) from error
 
 
 def load_tensors(file: Path) -> dict[str, Any]:
     """Read a dictionary of tensors and plain values; no code in the file is run."""
     if not file.is_file():
-        raise ModelError(
-            "no such model file", remedy="give the model.pt or the folder of a training", path=file
-        )
+        raise ModelError("no such model file", remedy="give the model.pt or the folder of a training", path=file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,8 +140,10 @@ def load_tensors(file: Path) -> dict[str, Any]:
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """Write ``content`` with torch, whole or not at all, in place of what was there."""
-    with whole(path, overwrite=True) as partial:
-        torch.save(dict(content), partial)
+    serialised = io.BytesIO()
+    torch.save(dict(content), serialised)
+    with whole(path, overwrite=True, needed_bytes=serialised.tell()) as partial:
+        partial.write_bytes(serialised.getbuffer())
 
 
 def copy_state(network: ScoreUNet) -> dict[str, Tensor]:

@@ -48,9 +48,7 @@ class ScoreUNet(nn.Module):
         conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         fine_to_coarse = list(zip((2, *channels[:-1]), channels, strict=True))
         self.encoder = nn.ModuleList(_block(conv, inside, out) for inside, out in fine_to_coarse)
-        self.decoder = nn.ModuleList(
-            _block(conv, coarse + fine, fine) for fine, coarse in itertools.pairwise(channels)
-        )
+        self.decoder = nn.ModuleList(_block(conv, coarse + fine, fine) for fine, coarse in itertools.pairwise(channels))
         self.head = conv(channels[0], 1, 3, padding=1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)

@@ -185,9 +185,7 @@ class PatchSampler:
         return cls._corner_by_a_voxel(volume, edges, generator)
 
     @staticmethod
-    def _corner_by_a_voxel(
-        volume: UnitVolume, edges: Sequence[int], generator: torch.Generator
-    ) -> tuple[int, ...]:
+    def _corner_by_a_voxel(volume: UnitVolume, edges: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
         """A corner whose block holds a random valid voxel: first its plane is drawn, then its place there."""
         per_plane = volume.valid.flatten(1).sum(1).double()
         plane = int(torch.multinomial(per_plane, 1, generator=generator))

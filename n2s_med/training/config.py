@@ -96,6 +96,4 @@ def _converted(key: str, value: Any, default: Any) -> Any:
             raise ValueError
         return type(default)(value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"training key {key} takes a value like {default!r}, got {value!r}"
-        ) from error
+        raise ConfigurationError(f"training key {key} takes a value like {default!r}, got {value!r}") from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.errors import InputError, ModelError, N2SError
-from n2s_med.score.model import copy_state, load_tensors, save_atomically
+from n2s_med.score.model import copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.objectives import TotalUnitNoise
 from n2s_med.score.optimizer import ScoreOptimizer
@@ -199,9 +199,7 @@ class Trainer:
 
     def _stalled(self) -> bool:
         """Whether SURE has not improved for ``patience`` checks."""
-        return (
-            len(self.history.sure) - self.history.best > self.config.patience if self.history.sure else False
-        )
+        return len(self.history.sure) - self.history.best > self.config.patience if self.history.sure else False
 
     # -- budget ----------------------------------------------------------------------------------------
 
@@ -236,7 +234,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
         }
-        save_atomically(content, self.checkpoint)
+        save_tensors(content, self.checkpoint)
 
     def _load(self) -> bool:
         """Take up the run that the checkpoint holds, if there is one.
@@ -268,9 +266,7 @@ def _new_network(volumes: Sequence[UnitVolume], config: TrainingConfig) -> Score
     """A network initialised from the seed, centred on the median of the data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = ScoreUNet(
-            volumes[0].u.ndim, config.channels, start_smooth=volumes[0].noise.correlation.is_white
-        )
+        network = ScoreUNet(volumes[0].u.ndim, config.channels, start_smooth=volumes[0].noise.correlation.is_white)
     medians = [v.u[v.valid][:: 1 + int(v.valid.sum()) // 100_000].median() for v in volumes]
     network.centre.copy_(torch.stack(medians).median())
     return network

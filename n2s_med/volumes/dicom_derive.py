@@ -94,9 +94,7 @@ def _drop(ds: Dataset) -> None:
         if keyword in ds:
             del ds[keyword]
     if "NumberOfTimeSlices" in ds and "DYNAMIC" not in list(ds.get("SeriesType") or ())[:1]:
-        del (
-            ds.NumberOfTimeSlices
-        )  # C.8.9.1: may be present in dynamic series only; some scanners count with it
+        del ds.NumberOfTimeSlices  # C.8.9.1: may be present in dynamic series only; some scanners count with it
     kept = [element for element in ds if element.tag.is_private and _is_kept(ds, element.tag)]
     ds.remove_private_tags()
     for element in kept:
@@ -187,9 +185,7 @@ def _describe(ds: Dataset, provenance: Provenance) -> None:
 def _reference(sop_class: str, instance: str) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
-    item.PurposeOfReferenceCodeSequence = Sequence(
-        [coded("121322", "Source image for image processing operation")]
-    )
+    item.PurposeOfReferenceCodeSequence = Sequence([coded("121322", "Source image for image processing operation")])
     return item
 
 

@@ -102,9 +102,7 @@ def is_dicom(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as error:
-        raise InputError(
-            f"it cannot be read ({error.strerror})", remedy="check its permissions", path=path
-        ) from error
+        raise InputError(f"it cannot be read ({error.strerror})", remedy="check its permissions", path=path) from error
     return head[128:] == b"DICM" or head[:4] in (b"\x02\0\0\0", b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0")
 
 

@@ -118,9 +118,7 @@ def _codestream_size(code: bytes) -> tuple[int, int] | None:
     if code[:2] != b"\xff\xd8":
         return None
     at = 2
-    while (
-        at + 9 <= len(code) and code[at] == 0xFF
-    ):  # JPEG: segments up to the frame header (ISO 10918-1 B.2.2)
+    while at + 9 <= len(code) and code[at] == 0xFF:  # JPEG: segments up to the frame header (ISO 10918-1 B.2.2)
         marker = code[at + 1]
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             height, width = (int.from_bytes(code[at + 5 + skip : at + 7 + skip], "big") for skip in (0, 2))

@@ -267,8 +267,7 @@ def _check_grid(stack: Sequence[SliceHeader]) -> None:
     sideways = np.linalg.norm(step - (step @ _normal(stack[0])) * _normal(stack[0]))
     if sideways > TILT_TOLERANCE * spacing:
         raise InputError(
-            f"its gantry is tilted by {np.degrees(np.arctan2(sideways, spacing)):.1f} degrees: "
-            "its voxels are sheared"
+            f"its gantry is tilted by {np.degrees(np.arctan2(sideways, spacing)):.1f} degrees: its voxels are sheared"
         )
     even = positions[0] + np.arange(len(stack))[:, None] * step
     if np.linalg.norm(positions - even, axis=1).max() > POSITION_TOLERANCE * spacing:

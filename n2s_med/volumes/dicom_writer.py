@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.valuerep import format_number_as_ds
 
+from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError
-from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import Derivation, derive
 from n2s_med.volumes.dicom_files import (
@@ -49,9 +49,7 @@ SMALLEST_SLOPE = 1e-30
 """A PET slice whose slope would be smaller is empty."""
 
 
-def write_series(
-    volume: MetaTensor, folder: Path, *, provenance: Provenance, overwrite: bool = False
-) -> Path:
+def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``volume`` (C, X, Y, Z) into ``folder`` as a series derived from the one it was read from.
 
     Raises
@@ -157,9 +155,7 @@ def _check_target(folder: Path, headers: Sequence[SliceHeader], overwrite: bool)
         )
 
 
-def _derived(
-    header: SliceHeader, values: NDArray[np.float32], derivation: Derivation, *, signed: bool
-) -> Dataset:
+def _derived(header: SliceHeader, values: NDArray[np.float32], derivation: Derivation, *, signed: bool) -> Dataset:
     """Return the derived data set of one slice with ``values`` (rows, columns) in physical units."""
     ds = read_whole(header.path)
     source = stored_pixels(ds, header.path)

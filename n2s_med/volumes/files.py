@@ -89,9 +89,7 @@ def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrit
 
 def _spare_source(volume: MetaTensor, path: Path) -> None:
     if path.is_file() and any(path.samefile(source) for source in _existing(volume)):
-        raise OutputError(
-            "it is the source, which is never replaced", remedy="choose another name", path=path
-        )
+        raise OutputError("it is the source, which is never replaced", remedy="choose another name", path=path)
 
 
 def _existing(volume: MetaTensor) -> Iterator[Path]:

@@ -22,8 +22,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError, UnsupportedError
-from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.contents import FloatArray, array_of, everywhere, spacing_of, volume_from
 from n2s_med.volumes.dicom_files import LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line

@@ -13,8 +13,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
+from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError
-from n2s_med.volumes.atomic import whole
 from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import series_description, series_number
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
@@ -34,9 +34,7 @@ _NO_UNITS = codes.UCUM.NoUnits
 _SD_SERIES_OFFSET = 1000
 
 
-def write_parametric_map(
-    sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False
-) -> Path:
+def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``sd`` (1, X, Y, Z), in the units of its source, to the file ``path``.
 
     Raises

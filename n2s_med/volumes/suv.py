@@ -110,9 +110,7 @@ def _dose(ds: Dataset) -> _Dose:
     item = items[0]
     stated = item.get("RadiopharmaceuticalStartDateTime")
     start = _moment(stated) if stated else _start_on_scan_day(ds, item)
-    return _Dose(
-        _positive(item.get("RadionuclideTotalDose")), _positive(item.get("RadionuclideHalfLife")), start
-    )
+    return _Dose(_positive(item.get("RadionuclideTotalDose")), _positive(item.get("RadionuclideHalfLife")), start)
 
 
 def _start_on_scan_day(ds: Dataset, item: Dataset) -> datetime | None:

@@ -366,7 +366,7 @@ def test_failed_swap_puts_the_old_series_back(tmp_path, provenance, monkeypatch)
 def test_no_space_is_said_before_anything_is_written(tmp_path, provenance, monkeypatch):
     volume = read(make_series(tmp_path / "s")).volumes[0]
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("n2s_med.volumes.atomic.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("n2s_med.atomic.shutil.disk_usage", lambda _: usage)
     for name in ("out", "out.nii", "out.nii.gz"):
         with pytest.raises(OutputError, match="no space is left"):
             write(volume, tmp_path / name, provenance=provenance)

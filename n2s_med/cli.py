@@ -1,0 +1,252 @@
+"""The command line: options in, jobs out. No logic lives here.
+
+Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 refused, with one line that says why;
+2 wrong usage; 4 done, but a trust check failed and ``--strict`` was given; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from n2s_med import __version__
+from n2s_med.errors import ConfigurationError, N2SError
+
+if TYPE_CHECKING:
+    from n2s_med.compute import Compute
+    from n2s_med.jobs.noise import NoiseRequest
+    from n2s_med.training import TrainingConfig
+
+LEVELS = ("sigma", "gain", "k", "power", "dispersion")
+NOT_TRUSTED = 4
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments = parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+    except N2SError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted: nothing half-written is left")
+        code = 128 + signal.SIGINT
+    except MemoryError:
+        _say("error: out of memory. Give --tile-voxels a smaller number, or use a larger machine.")
+        code = 1
+    sys.exit(code)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def _denoise(arguments: argparse.Namespace) -> int:
+    from n2s_med.denoise import DenoiseOptions
+    from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
+
+    job = DenoiseJob(
+        source=arguments.input,
+        output=arguments.output,
+        model=arguments.model,
+        modality=arguments.modality,
+        noise=_noise(arguments),
+        config=_config(arguments),
+        options=DenoiseOptions(
+            flips=not arguments.no_flips,
+            formula=arguments.formula,
+            tile_voxels=arguments.tile_voxels,
+            sd_probes=SD_PROBES if arguments.sd_map else 0,
+            seed=arguments.seed,
+        ),
+        compute=_compute(arguments),
+        overwrite=arguments.overwrite,
+        tracking=arguments.track,
+        quiet=arguments.quiet,
+    )
+    results = job.run(_say)
+    for result in results:
+        for warning in result.warnings:
+            _say(f"warning: {result.label}: {warning}")
+        print(f"{result.label}")
+        print(f"  noise   {result.noise}")
+        print(f"  output  {result.output}")
+        if result.sd_map:
+            print(f"  sd map  {result.sd_map}")
+        print(f"  report  {result.report}")
+        failed = sum(not verdict.passed for verdict in result.verdicts)
+        print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed")
+    trusted = all(result.trusted for result in results)
+    return NOT_TRUSTED if arguments.strict and not trusted else 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from n2s_med.jobs.train import TrainJob
+
+    job = TrainJob(
+        inputs=arguments.inputs,
+        out=arguments.out,
+        modality=arguments.modality,
+        noise=_noise(arguments),
+        config=_config(arguments),
+        compute=_compute(arguments),
+        overwrite=arguments.overwrite,
+        track=not arguments.no_track,
+        quiet=arguments.quiet,
+    )
+    model = job.run(_say)
+    print(f"model   {arguments.out / 'model.pt'}")
+    print(f"steps   {model.card['steps_done']} of {model.card['steps']}, best at {model.card['best_step']}")
+    print(f"error   {model.card['sure']:.4f} noise variances left, estimated on held-out noisy voxels")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import json
+
+    from n2s_med.volumes import read
+
+    contents = read(arguments.input)
+    rows: list[dict[str, Any]] = [
+        {
+            "scan": volume.meta["label"],
+            "modality": volume.meta["modality"],
+            "shape": list(volume.shape),
+            "spacing_mm": [round(s, 4) for s in volume.meta["spacing_mm"]],
+            "units": volume.meta["units"],
+            "verdict": "will be denoised",
+        }
+        for volume in contents.volumes
+    ]
+    rows += [{"scan": r.label, "path": str(r.path), "verdict": f"left out: {r.reason}"} for r in contents.refusals]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        print(row["scan"])
+        for key, value in row.items():
+            if key != "scan":
+                print(f"  {key:<11}{value}")
+    return 0
+
+
+# -- options -------------------------------------------------------------------------------------------
+
+
+def _noise(arguments: argparse.Namespace) -> NoiseRequest:
+    from n2s_med.jobs.noise import NoiseRequest
+
+    given = {level: getattr(arguments, level) for level in LEVELS if getattr(arguments, level) is not None}
+    return NoiseRequest(arguments.noise, given, arguments.correlation)
+
+
+def _config(arguments: argparse.Namespace) -> TrainingConfig:
+    import json
+
+    from n2s_med.training import TrainingConfig
+
+    values: dict[str, Any] = {}
+    if arguments.config:
+        try:
+            values = json.loads(arguments.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                "no readable JSON", remedy="give a JSON object of training keys", path=arguments.config
+            ) from error
+        if not isinstance(values, dict):
+            raise ConfigurationError("no JSON object", remedy="give training keys and values", path=arguments.config)
+    for pair in arguments.set:
+        key, _, value = pair.partition("=")
+        try:
+            values[key] = json.loads(value)
+        except ValueError as error:
+            raise ConfigurationError(f"--set {pair!r} is not KEY=VALUE", remedy="e.g. --set patch=32") from error
+    for key in ("steps", "seconds", "seed"):
+        if getattr(arguments, key) is not None:
+            values[key] = getattr(arguments, key)
+    return TrainingConfig.from_mapping(values)
+
+
+def _compute(arguments: argparse.Namespace) -> Compute:
+    from n2s_med.compute import Compute, set_threads
+
+    set_threads(arguments.threads)
+    return Compute.choose(arguments.device, arguments.precision)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="n2s-med",
+        description="Denoise PET, CT and MR scans with a score network trained on noisy scans only. For research use.",
+    )
+    top.add_argument("--version", action="version", version=f"n2s-med {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    denoise = commands.add_parser("denoise", help="denoise a scan, DICOM to DICOM or NIfTI to NIfTI")
+    denoise.set_defaults(run=_denoise)
+    denoise.add_argument("input", type=Path, metavar="INPUT", help="NIfTI file, DICOM file or folder")
+    denoise.add_argument("output", type=Path, metavar="OUTPUT", help="NIfTI file or folder, as the input is")
+    denoise.add_argument("--model", type=Path, help="model to use; by default one is trained on the scan itself")
+    denoise.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
+    denoise.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
+    denoise.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
+    denoise.add_argument("--no-flips", action="store_true", help="one pass instead of averaging over flips")
+    denoise.add_argument("--tile-voxels", type=_positive, default=4_000_000, help="size of a tile: bounds the memory")
+    denoise.add_argument("--track", type=Path, metavar="DIR", help="record the run with MLflow, stored in DIR")
+    denoise.add_argument("--strict", action="store_true", help="exit with 4 when a trust check fails")
+
+    train = commands.add_parser("train", help="train a model on noisy scans")
+    train.set_defaults(run=_train)
+    train.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="files and folders of scans")
+    train.add_argument("--modality", required=True, help="pet, nm, ct, mr or us")
+    train.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
+    train.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
+
+    inspect = commands.add_parser("inspect", help="show what a path holds and what would be done with it")
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("input", type=Path, metavar="INPUT")
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+
+    for command in (denoise, train):
+        _add_noise(command)
+        _add_training(command)
+    return top
+
+
+def _add_noise(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("noise", "by default the modality's law, its level estimated from the scan")
+    group.add_argument("--noise", default="auto", help="auto, gaussian, poisson, gamma or tweedie")
+    for level in LEVELS:
+        group.add_argument(f"--{level}", type=float, help=f"{level} of the law, in units of the scan")
+    group.add_argument("--correlation", choices=("auto", "white"), default="auto", help="estimate it, or take none")
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("training and machine")
+    group.add_argument("--seconds", type=float, help="time budget of training (default: 120)")
+    group.add_argument("--steps", type=_positive, help="step budget of training, instead of a time budget")
+    group.add_argument("--config", type=Path, help="JSON file of training keys")
+    group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one training key")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
+    group.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
+    group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores of this process)")
+    group.add_argument("--overwrite", action="store_true", help="replace what exists")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value

@@ -1,0 +1,1 @@
+"""Whole jobs, as the command line, the batch and the node run them."""

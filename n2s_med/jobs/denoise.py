@@ -1,0 +1,338 @@
+"""Denoise what a path holds: read, choose the noise, train or load, denoise, write, report."""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from tqdm import tqdm
+
+import n2s_med
+from n2s_med.compute import Compute
+from n2s_med.denoise import Denoised, DenoiseOptions, Denoiser
+from n2s_med.errors import N2SError, OutputError
+from n2s_med.jobs.noise import NoiseRequest
+from n2s_med.jobs.train import Say, Scan, fit, scans_of
+from n2s_med.modalities import Modality, modality_named
+from n2s_med.quality import quantities, residual_of, verdicts
+from n2s_med.report import JSONValue, Report, Verdict, write_report
+from n2s_med.score import ScoreModel
+from n2s_med.tracking import open_tracker
+from n2s_med.training import TrainingConfig
+from n2s_med.volumes import Provenance, read, write, write_sd_map
+
+NIFTI = (".nii.gz", ".nii")
+SD_PROBES = 8
+"""Probes of the uncertainty map."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One denoised scan.
+
+    Attributes
+    ----------
+    output, sd_map, report
+        What was written.
+    label
+        Short name of the scan, free of patient data.
+    noise
+        Its noise, in a sentence.
+    verdicts
+        The trust checks.
+    warnings
+        What must be said about it.
+    """
+
+    output: Path
+    sd_map: Path | None
+    report: Path
+    label: str
+    noise: str
+    verdicts: Sequence[Verdict]
+    warnings: Sequence[str]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every trust check passed."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class DenoiseJob:
+    """Denoise every scan at a path.
+
+    Attributes
+    ----------
+    source
+        A NIfTI file, a DICOM file, or a folder of either.
+    output
+        A NIfTI file for one NIfTI file; else a folder, for several scans with one entry each.
+    model
+        Model to use; ``None`` trains one on the scan itself.
+    modality
+        Modality of the scans where their files do not say.
+    noise
+        What is said of the noise.
+    config
+        How to train where no model is given.
+    options
+        How to denoise.
+    compute
+        Device and number type.
+    overwrite
+        Replace outputs that exist.
+    tracking
+        Folder of the MLflow store, or ``None`` to track nothing.
+    quiet
+        Show no progress bars.
+    """
+
+    source: Path
+    output: Path
+    model: Path | None = None
+    modality: str | None = None
+    noise: NoiseRequest = field(default_factory=NoiseRequest)
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+    options: DenoiseOptions = field(default_factory=DenoiseOptions)
+    compute: Compute = field(default_factory=Compute.choose)
+    overwrite: bool = False
+    tracking: Path | None = None
+    quiet: bool = False
+
+    def run(self, say: Say) -> list[Result]:
+        """Denoise; each scan is written whole or not at all.
+
+        Raises
+        ------
+        N2SError
+            If nothing at the path can be read, or one of its scans cannot be denoised or written.
+        """
+        model = ScoreModel.load(self.model) if self.model else None
+        forced = modality_named(self.modality) if self.modality else None
+        contents = read(self.source)
+        for refusal in contents.refusals:
+            say(f"left out: {refusal}")
+        targets = self._targets(contents.volumes)
+        results = []
+        for volume, target in zip(contents.volumes, targets, strict=True):
+            found = volume.meta["modality"]
+            modality = forced or (modality_named(found) if found else None)
+            results.append(self._one(volume, target, modality, model, say))
+        return results
+
+    def _targets(self, volumes: Sequence[MetaTensor]) -> list[Path]:
+        """Where each scan goes; refused at once if something is there or the name does not fit the format."""
+        single = len(volumes) == 1
+        targets = []
+        for index, volume in enumerate(volumes, start=1):
+            nifti = volume.meta["format"] == "nifti"
+            if single:
+                target = self.output
+            else:
+                name = _slug(Path(volume.meta["source"][0]).name if nifti else f"{index:03d}_{volume.meta['label']}")
+                target = self.output / (name if nifti else _stem_name(name))
+            if nifti and not target.name.endswith(NIFTI):
+                raise OutputError(
+                    "the input is NIfTI, the output is no NIfTI name",
+                    remedy="end it in .nii.gz" if single else "give a folder of uniquely named scans",
+                    path=target,
+                )
+            if target.exists() and not self.overwrite:
+                raise OutputError("it exists already", remedy="choose another name or --overwrite", path=target)
+            targets.append(target)
+        return targets
+
+    def _one(
+        self, volume: MetaTensor, target: Path, modality: Modality | None, model: ScoreModel | None, say: Say
+    ) -> Result:
+        """Denoise one scan."""
+        start, label = time.perf_counter(), volume.meta["label"]
+        try:
+            scans = scans_of(volume, modality, self.noise)
+        except N2SError as error:
+            if error.path is None:
+                raise type(error)(error.cause, remedy=error.remedy, path=volume.meta["source"][0]) from error
+            raise
+        choice = scans[0].choice
+        say(f"{label}: {choice.sentence}")
+        tracker = open_tracker(
+            self.tracking is not None,
+            experiment="n2s-med denoise",
+            run_name=label,
+            directory=self.tracking or Path(),
+        )
+        with tracker:
+            used = model or fit(scans, self.config, self.compute, modality=modality, tracker=tracker, quiet=self.quiet)
+            used.check_fits(
+                modality=modality.name if modality else None,
+                law=choice.noise.law.name,
+                spatial_dims=scans[0].spatial_dims,
+            )
+            trained = time.perf_counter()
+            parts = self._denoise(scans, used)
+            done = time.perf_counter()
+            result = self._write(
+                scans,
+                parts,
+                target,
+                used,
+                modality,
+                {
+                    "training_time_s": trained - start if model is None else 0.0,
+                    "denoising_time_s": done - trained,
+                },
+            )
+            tracker.metrics(
+                {"risk": parts[0].figures.risk, "step_sure": parts[0].figures.step_sure},
+                used.card.get("steps_done", 0),
+            )
+            tracker.artifact(result.report.with_suffix(".json"))
+        return result
+
+    def _denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
+        """Every time point of a scan."""
+        denoiser = Denoiser(model, scans[0].choice.noise, self.compute, self.options)
+        parts: list[Denoised] = []
+        with tqdm(desc="denoising", unit="tile", disable=self.quiet) as bar:
+            for scan in scans:
+
+                def show(done: int, total: int, before: int = len(parts)) -> None:
+                    bar.total = total * len(scans)
+                    bar.update(before * total + done - bar.n)
+
+                parts.append(denoiser(scan.y, scan.valid, show))
+        return parts
+
+    def _write(
+        self,
+        scans: Sequence[Scan],
+        parts: Sequence[Denoised],
+        target: Path,
+        model: ScoreModel,
+        modality: Modality | None,
+        times: dict[str, float],
+    ) -> Result:
+        """Output, SD map and report of one scan."""
+        volume, choice = scans[0].volume, scans[0].choice
+        provenance = self._provenance(scans[0], parts[0], model)
+        begun = time.perf_counter()
+        output = write(_like(volume, [p.x_hat for p in parts]), target, provenance=provenance, overwrite=self.overwrite)
+        stem = target.with_name(_stem_name(target.name))
+        sd_map = None
+        deviations = [p.sd for p in parts if p.sd is not None]
+        if deviations:
+            suffix = ".sd.dcm" if volume.meta["format"] == "dicom" and len(parts) == 1 else ".sd.nii.gz"
+            sd_map = write_sd_map(
+                _like(volume, deviations),
+                stem.with_name(stem.name + suffix),
+                provenance=provenance,
+                overwrite=self.overwrite,
+            )
+        times["writing_time_s"] = time.perf_counter() - begun
+        checks = [
+            verdict
+            for scan, part in zip(scans, parts, strict=True)
+            for verdict in verdicts(
+                residual_of(scan.y, part.x_hat, scan.valid, choice.noise), choice.noise, part.figures
+            )
+        ]
+        warnings = [
+            *choice.warnings,
+            *(f"{v.name} is {v.value:.3g}. {v.sentence}" for v in checks if not v.passed),
+        ]
+        report = Report(
+            title=f"{volume.meta['label']} denoised",
+            figures=self._figures(scans, parts, model, times),
+            verdicts=checks,
+            warnings=warnings,
+        )
+        page, _ = write_report(
+            stem,
+            report,
+            before=scans[0].y,
+            after=parts[0].x_hat,
+            spacing_mm=tuple(volume.meta["spacing_mm"]),
+            units=volume.meta["units"],
+            window=modality.window if modality else None,
+            sd=parts[0].sd,
+            affine=volume.affine,
+        )
+        return Result(output, sd_map, page, volume.meta["label"], choice.sentence, checks, warnings)
+
+    def _provenance(self, scan: Scan, part: Denoised, model: ScoreModel) -> Provenance:
+        law = scan.choice.noise.law
+        return Provenance(
+            model=self.model.name if self.model else "trained on this scan",
+            model_hash=model.hash,
+            law=law.name,
+            parameters={
+                **law.parameters,
+                "step": part.figures.step,
+                "formula": self.options.formula,
+                "flips": int(self.options.flips),
+                "correlated": int(not scan.choice.noise.correlation.is_white),
+            },
+            version=n2s_med.__version__,
+        )
+
+    def _figures(
+        self, scans: Sequence[Scan], parts: Sequence[Denoised], model: ScoreModel, times: dict[str, float]
+    ) -> dict[str, dict[str, JSONValue]]:
+        scan, part = scans[0], parts[0]
+        residual = residual_of(scan.y, part.x_hat, scan.valid, scan.choice.noise)
+        return {
+            "noise": scan.choice.figures(),
+            "clean-free figures": {
+                "error_before_in_noise_variances": 1.0,
+                "error_after_in_noise_variances": part.figures.risk,
+                "step_length": part.figures.step,
+                "step_length_by_sure": part.figures.step_sure,
+                "residual_mean_sd": residual.mean,
+                "residual_variance": residual.variance,
+                "residual_neighbour_correlation": list(residual.neighbours),
+                "residual_correlation_with_image": residual.with_estimate,
+            },
+            "quantities": quantities(scan.y, part.x_hat, scan.valid),
+            "model": {
+                "sha256": model.hash,
+                "training_steps": int(model.card.get("steps_done", 0)),
+                "best_step": int(model.card.get("best_step", 0)),
+                "training_sure": model.card.get("sure"),
+                "formula": self.options.formula,
+                "averaged_over_flips": self.options.flips,
+            },
+            "resources": {
+                "volumes": len(scans),
+                "voxels": int(scan.y.numel()) * len(scans),
+                **times,
+                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+
+def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
+    """A volume on the grid of ``volume``, with other values."""
+    out = MetaTensor(torch.stack(list(parts)), affine=volume.affine)
+    out.meta.update({key: value for key, value in volume.meta.items() if key != "affine"})
+    return out
+
+
+def _stem_name(name: str) -> str:
+    for suffix in NIFTI:
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _slug(text: str) -> str:
+    """Letters, digits, dots and dashes of ``text``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -1,0 +1,273 @@
+"""Train a model on scans: one job for ``n2s-med train``, one step of ``n2s-med denoise``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+from tqdm import tqdm
+
+import n2s_med
+from n2s_med import pictures
+from n2s_med.atomic import whole
+from n2s_med.compute import Compute
+from n2s_med.denoise import DenoiseOptions, Denoiser, to_unit
+from n2s_med.errors import InputError, OutputError
+from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
+from n2s_med.modalities import Modality, modality_named
+from n2s_med.score import ANY, ScoreModel
+from n2s_med.score.patches import UnitVolume
+from n2s_med.tracking import Tracker, open_tracker
+from n2s_med.training import Trainer, TrainingConfig
+from n2s_med.volumes import read, valid_mask
+
+Say = Callable[[str], None]
+"""Takes a line for the log."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One three-dimensional volume of a scan, its noise, and whence it came.
+
+    Attributes
+    ----------
+    y
+        Float32 (X, Y, Z), in the units of the scan.
+    valid
+        Boolean, same shape.
+    choice
+        Its noise.
+    volume
+        The volume it is a part of.
+    """
+
+    y: Tensor
+    valid: Tensor
+    choice: NoiseChoice
+    volume: MetaTensor
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 for a single slice, else 3."""
+        return 2 if self.y.shape[-1] == 1 else 3
+
+    def unit(self, seed: int) -> UnitVolume:
+        """The volume in the unit-noise domain, as training sees it."""
+        shape, noise = self.y.shape[: self.spatial_dims], self.choice.noise
+        y, valid = self.y.reshape(shape), self.valid.reshape(shape) & noise.law.support(self.y.reshape(shape))
+        generator = torch.Generator().manual_seed(seed)
+        spacing = tuple(self.volume.meta["spacing_mm"])[: self.spatial_dims]
+        return UnitVolume(to_unit(noise.dequantised(y, generator), valid, noise.law), valid, noise, spacing)
+
+
+def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseRequest) -> list[Scan]:
+    """The volumes of a scan (one per time point), with one noise law for all, measured on the first.
+
+    Raises
+    ------
+    N2SError
+        If the noise cannot be told or the data lie outside its law; see
+        :func:`n2s_med.jobs.noise.choose_noise`.
+    """
+    plain, valid = volume.as_tensor(), torch.as_tensor(valid_mask(volume))
+    spacing = volume.meta["spacing_mm"]
+    choice = choose_noise(plain[0], valid[0], spacing, modality, request)
+    for y, inside in zip(plain, valid, strict=True):
+        choice.noise.law.check(y[inside])
+    return [Scan(y, inside, choice, volume) for y, inside in zip(plain, valid, strict=True)]
+
+
+def fit(
+    scans: Sequence[Scan],
+    config: TrainingConfig,
+    compute: Compute,
+    *,
+    modality: Modality | None,
+    tracker: Tracker,
+    directory: Path | None = None,
+    quiet: bool = False,
+) -> ScoreModel:
+    """Train a score model on scans.
+
+    Parameters
+    ----------
+    scans
+        Noisy scans, all of two or all of three dimensions.
+    config
+        How to train.
+    compute
+        Device and number type.
+    modality
+        Written into the model, which then refuses scans of another one.
+    tracker
+        Takes losses and clean-free figures.
+    directory
+        Where the checkpoint is kept; ``None`` keeps none.
+    quiet
+        Show no progress bar.
+    """
+    units = [scan.unit(config.seed + index) for index, scan in enumerate(scans)]
+    trainer = Trainer(units, config, compute, directory=directory)
+    tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
+    tracker.params({f"data.{i}": unit.fingerprint() for i, unit in enumerate(units)})
+    start, begun = time.perf_counter(), trainer.done
+    with tqdm(total=trainer.steps, initial=begun, desc="training", unit="step", disable=quiet) as bar:
+
+        def show(done: int, _: int, figures: Any) -> None:
+            bar.update(done - bar.n)
+            if figures and trainer.history.step[-1] == done:
+                bar.set_postfix(loss=f"{figures['loss']:.4f}", sure=f"{figures['sure']:.4f}")
+                tracker.metrics(figures, done)
+
+        network = trainer.run(show)
+    laws = {scan.choice.noise.law.name for scan in scans}
+    return ScoreModel(
+        network,
+        scale=trainer.objective.scale,
+        modality=modality.name if modality else ANY,
+        law=laws.pop() if len(laws) == 1 else ANY,
+        card={
+            "version": n2s_med.__version__,
+            "config": {**asdict(config), "channels": list(config.channels)},
+            "steps": trainer.steps,
+            "steps_done": trainer.done,
+            "best_step": trainer.history.step[trainer.history.best],
+            "sure": trainer.history.sure[trainer.history.best],
+            "data_sha256": [unit.fingerprint() for unit in units],
+            "laws": [str(scan.choice.noise.law) for scan in scans],
+            "train_time_s": time.perf_counter() - start,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "torch": str(torch.__version__),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Train on scans and leave the model in a folder.
+
+    Attributes
+    ----------
+    inputs
+        Files and folders of scans.
+    out
+        Folder for ``model.pt``, ``card.json`` and, while training, ``checkpoint.pt``.
+    modality
+        Modality of the scans; others found are left out.
+    noise
+        What is said of the noise.
+    config
+        How to train.
+    compute
+        Device and number type.
+    overwrite
+        Start anew where the folder holds a model.
+    track
+        Record the run with MLflow.
+    quiet
+        Show no progress bar.
+    """
+
+    inputs: Sequence[Path]
+    out: Path
+    modality: str
+    noise: NoiseRequest = field(default_factory=NoiseRequest)
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+    compute: Compute = field(default_factory=Compute.choose)
+    overwrite: bool = False
+    track: bool = True
+    quiet: bool = False
+
+    def run(self, say: Say) -> ScoreModel:
+        """Train, or take up a run that was killed; return the model, which is then in the folder.
+
+        Raises
+        ------
+        N2SError
+            If an input cannot be used at all, or the folder holds another run.
+        """
+        model_file = self.out / "model.pt"
+        if model_file.exists() and not self.overwrite:
+            raise OutputError("there is a model already", remedy="give another --out or --overwrite", path=self.out)
+        if self.overwrite:
+            for name in ("model.pt", "card.json", "checkpoint.pt", "run.json"):
+                (self.out / name).unlink(missing_ok=True)
+        modality = modality_named(self.modality)
+        scans = self._scans(modality, say)
+        run_file = self.out / "run.json"
+        run_id = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
+        tracker = open_tracker(
+            self.track, experiment="n2s-med train", run_name=self.out.name, directory=self.out, run_id=run_id
+        )
+        with tracker:
+            if (started := getattr(tracker, "run_id", None)) is not None:
+                _write_json(run_file, {"run_id": started})
+            model = fit(
+                scans,
+                self.config,
+                self.compute,
+                modality=modality,
+                tracker=tracker,
+                directory=self.out,
+                quiet=self.quiet,
+            )
+            model.save(model_file)
+            _write_json(self.out / "card.json", {**model.card, "sha256": model.hash})
+            self._show(model, scans[0], tracker)
+        for name in ("checkpoint.pt", "run.json"):
+            (self.out / name).unlink(missing_ok=True)
+        return model
+
+    def _scans(self, modality: Modality, say: Say) -> list[Scan]:
+        """Every usable scan of the modality, and a line for each that is not."""
+        scans: list[Scan] = []
+        for path in self.inputs:
+            contents = read(path)
+            for refusal in contents.refusals:
+                say(f"left out: {refusal}")
+            for volume in contents.volumes:
+                label, found = volume.meta["label"], volume.meta["modality"]
+                if found not in (None, modality.name):
+                    say(f"left out: {label}: it is {found}, not {modality.name}")
+                    continue
+                new = scans_of(volume, modality, self.noise)
+                if scans and new[0].spatial_dims != scans[0].spatial_dims:
+                    say(f"left out: {label}: single slices and volumes do not train together")
+                    continue
+                say(f"{label}: {new[0].choice.sentence}")
+                for warning in new[0].choice.warnings:
+                    say(f"warning: {label}: {warning}")
+                scans += new
+        if not scans:
+            raise InputError(f"no {modality.name} scan to train on was found", remedy="check the inputs and --modality")
+        return scans
+
+    def _show(self, model: ScoreModel, scan: Scan, tracker: Tracker) -> None:
+        """Track the model, and a picture of what it does to the first scan."""
+        denoised = Denoiser(model, scan.choice.noise, self.compute, DenoiseOptions(flips=False))(scan.y, scan.valid)
+        tracker.metrics({"final_risk": denoised.figures.risk, "step_sure": denoised.figures.step_sure}, 0)
+        if self.track:
+            figure, _ = pictures.planes(
+                scan.y,
+                denoised.x_hat,
+                spacing_mm=tuple(scan.volume.meta["spacing_mm"]),
+                units=scan.volume.meta["units"],
+                affine=scan.volume.affine,
+            )
+            tracker.picture(figure, "first_scan")
+            shape = [min(32, n) for n in scan.y.shape[: scan.spatial_dims]]
+            tracker.model(model.network.cpu(), torch.zeros(1, 1, *shape))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

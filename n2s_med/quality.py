@@ -1,0 +1,156 @@
+"""How far a denoised volume can be trusted, from the noisy and the denoised volume alone.
+
+If law, level and correlation are right and the network has learned the score, the residual is noise: zero on
+average, correlated as the noise is and no more, independent of the estimate, and by Tweedie's formula its
+variance and the remaining error add up to that of the noise. Each of these is a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from n2s_med.denoise import Figures
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.report import JSONValue, Verdict
+
+PLANES = 16
+"""Planes looked at in one go; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual ``T(y) - T(x_hat)`` in noise standard deviations, over the valid voxels.
+
+    Attributes
+    ----------
+    mean, variance
+        Its moments.
+    neighbours
+        Its correlation between neighbouring voxels, along each axis; 0 for an axis of one voxel.
+    with_estimate
+        Its correlation with the estimate.
+    """
+
+    mean: float
+    variance: float
+    neighbours: tuple[float, ...]
+    with_estimate: float
+
+
+def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Residual:
+    """Measure the residual of a volume (X, Y, Z), a few planes at a time."""
+    dims = range(y.ndim)
+    sums = torch.zeros(6, dtype=torch.float64)
+    lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
+    for planes, own in _slabs(len(y)):
+        keep = valid[planes] & noise.law.support(y[planes]) & noise.law.support(x_hat[planes])
+        r = torch.where(keep, _unit(y[planes], noise) - _unit(x_hat[planes], noise), 0.0).double()
+        e = torch.where(keep, x_hat[planes], 0.0).double()
+        inside = slice(0, own)
+        terms = (keep.double(), r, r * r, e, e * e, r * e)
+        sums += torch.stack([term[inside].sum() for term in terms])
+        for axis in dims:
+            here, there = _neighbours(r.shape, axis, own)
+            lagged[axis] += (r[here] * r[there]).sum()
+            pairs[axis] += (keep[here] & keep[there]).sum()
+    n, r1, r2, e1, e2, re = sums.tolist()
+    mean, variance = r1 / n, max(r2 / n - (r1 / n) ** 2, 1e-30)
+    spread = max(e2 / n - (e1 / n) ** 2, 1e-30)
+    neighbours = (lagged / pairs.clamp_min(1) - mean**2) / variance * (pairs > 0)
+    with_estimate = (re / n - mean * e1 / n) / math.sqrt(variance * spread)
+    return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate)
+
+
+def _unit(values: Tensor, noise: ScanNoise) -> Tensor:
+    """``T(values)`` where the law admits them, 0 elsewhere."""
+    admitted = noise.law.support(values) & torch.isfinite(values)
+    return torch.where(admitted, noise.law.to_unit(torch.where(admitted, values, 1.0)), 0.0)
+
+
+def _slabs(count: int) -> Iterator[tuple[slice, int]]:
+    """Slabs of planes with one more plane behind each, and how many planes of each are its own."""
+    for start in range(0, count, PLANES):
+        yield slice(start, start + PLANES + 1), min(PLANES, count - start)
+
+
+def _neighbours(shape: Sequence[int], axis: int, own: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Views of a slab whose voxels are neighbours along ``axis``; the first lies in its own planes."""
+    here, there = [slice(0, own), *(slice(None) for _ in shape[1:])], [slice(0, own), *(slice(None) for _ in shape[1:])]
+    count = min(own, shape[0] - 1) if axis == 0 else shape[axis] - 1
+    here[axis], there[axis] = slice(0, count), slice(1, count + 1)
+    return tuple(here), tuple(there)
+
+
+def verdicts(residual: Residual, noise: ScanNoise, figures: Figures) -> list[Verdict]:
+    """The trust checks of one denoised volume."""
+    excess = max(
+        (
+            abs(found - noise.correlation.autocorrelation([int(a == axis) for a in range(len(residual.neighbours))]))
+            for axis, found in enumerate(residual.neighbours)
+        ),
+        default=0.0,
+    )
+    return [
+        _verdict(
+            "step length",
+            figures.step_sure,
+            (0.8, 1.25),
+            "Stein's identity puts the best step along the score at one where law and level hold",
+        ),
+        _verdict(
+            "residual variance",
+            residual.variance + figures.risk,
+            (0.8, 1.2),
+            "the residual's variance and the remaining error add up to the noise variance that was assumed",
+        ),
+        _verdict(
+            "residual mean",
+            residual.mean,
+            (-0.1, 0.1),
+            "what was taken away has no mean, in noise standard deviations",
+        ),
+        _verdict(
+            "residual correlation",
+            excess,
+            (0.0, 0.15),
+            "neighbouring voxels of the residual correlate as the noise does and no more",
+        ),
+        _verdict(
+            "residual against image",
+            residual.with_estimate,
+            (-0.15, 0.15),
+            "what was taken away does not follow the image",
+        ),
+    ]
+
+
+def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: str) -> Verdict:
+    passed = bounds[0] <= value <= bounds[1]
+    sentence = f"Holds: {expectation}." if passed else f"Does not hold: {expectation}."
+    return Verdict(name, value, *bounds, passed, sentence)
+
+
+PERCENTILES: Sequence[float] = (1, 50, 99)
+
+
+def quantities(y: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, JSONValue]:
+    """Mean, maximum and percentiles before and after, and their shifts, in the scan's units."""
+    out: dict[str, JSONValue] = {}
+    before, after = _summary(y[valid]), _summary(x_hat[valid])
+    for name in before:
+        out[f"{name}_before_units"] = before[name]
+        out[f"{name}_after_units"] = after[name]
+        if before[name]:
+            out[f"{name}_shift_percent"] = 100 * (after[name] - before[name]) / abs(before[name])
+    return out
+
+
+def _summary(values: Tensor) -> dict[str, float]:
+    some = values[:: 1 + values.numel() // 1_000_000].double()
+    cuts = {f"percentile_{p:g}": float(some.quantile(p / 100)) for p in PERCENTILES}
+    return {"mean": float(values.mean(dtype=torch.float64)), "maximum": float(values.max()), **cuts}
