@@ -57,9 +57,7 @@ class Mixture:
         return self.weights.log() - 0.5 * (deviation + variance.log() + math.log(2 * math.pi))
 
 
-THREE = Mixture(
-    torch.tensor([0.3, 0.45, 0.25]), torch.tensor([-5.0, 0.0, 6.0]), torch.tensor([0.5, 0.8, 1.0])
-)
+THREE = Mixture(torch.tensor([0.3, 0.45, 0.25]), torch.tensor([-5.0, 0.0, 6.0]), torch.tensor([0.5, 0.8, 1.0]))
 
 
 def learned_score(

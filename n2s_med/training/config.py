@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -57,8 +58,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key in ("seconds", "patch", "patches", "sigma_a", "learning_rate", "checks", "patience"):
-            if not getattr(self, key) > 0:
-                raise ConfigurationError(f"training key {key} must be above zero, got {getattr(self, key)}")
+            if not 0 < getattr(self, key) < math.inf:
+                raise ConfigurationError(f"training key {key} must be above zero and finite, got {getattr(self, key)}")
         for key in ("steps", "seed"):
             if getattr(self, key) < 0:
                 raise ConfigurationError(f"training key {key} must not be negative, got {getattr(self, key)}")
@@ -95,5 +96,5 @@ def _converted(key: str, value: Any, default: Any) -> Any:
         if isinstance(value, bool) or (isinstance(default, int) and int(value) != float(value)):
             raise ValueError
         return type(default)(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigurationError(f"training key {key} takes a value like {default!r}, got {value!r}") from error

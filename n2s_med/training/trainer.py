@@ -23,7 +23,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.errors import InputError, ModelError, N2SError
-from n2s_med.score.model import copy_state, load_tensors, save_tensors
+from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.objectives import TotalUnitNoise
 from n2s_med.score.optimizer import ScoreOptimizer
@@ -96,7 +96,7 @@ class Trainer:
         self.checkpoint = directory / "checkpoint.pt" if directory else None
         self.network = (network or _new_network(volumes, config)).to(compute.device).train()
         self.sampler = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)
-        self.identity = _identity(volumes, config)
+        self.identity = _identity(volumes, config, self.network)
         self.history = History()
         self.done, self.steps, self.pending = 0, config.steps, 0.0
         self.best = copy_state(self.network)
@@ -272,10 +272,11 @@ def _new_network(volumes: Sequence[UnitVolume], config: TrainingConfig) -> Score
     return network
 
 
-def _identity(volumes: Sequence[UnitVolume], config: TrainingConfig) -> str:
+def _identity(volumes: Sequence[UnitVolume], config: TrainingConfig, start: ScoreUNet) -> str:
     """Hash of everything that determines the run but its budget in seconds."""
     keys = {key: value for key, value in asdict(config).items() if key != "seconds"}
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
+    digest.update(ScoreModel(start).hash.encode())
     for volume in volumes:
         digest.update(volume.fingerprint().encode())
     return digest.hexdigest()

@@ -283,9 +283,7 @@ class NoiseLawTests(ABC):
             "mean_from_unit": self.law.mean_from_unit(y, s),
             "unbiased_inverse": self.law.unbiased_inverse(self.law.to_unit(y)),
         }
-        assert {name: (r.dtype, r.shape) for name, r in results.items()} == dict.fromkeys(
-            results, (dtype, y.shape)
-        )
+        assert {name: (r.dtype, r.shape) for name, r in results.items()} == dict.fromkeys(results, (dtype, y.shape))
 
     def test_float32_is_float64_to_its_precision(self, scores: tuple[Tensor, Tensor]) -> None:
         y, s, ds = self.observed, *scores
@@ -352,9 +350,7 @@ class NoiseLawTests(ABC):
         if self.signed:
             self.law.check(y)
             return
-        with pytest.raises(
-            NoiseLawError, match=r"1 of 6 values are negative \(lowest -1\.5\).*Use"
-        ) as caught:
+        with pytest.raises(NoiseLawError, match=r"1 of 6 values are negative \(lowest -1\.5\).*Use") as caught:
             self.law.check(y)
         assert "\n" not in str(caught.value)
 
@@ -363,9 +359,7 @@ class NoiseLawTests(ABC):
         spoiled = torch.full((3,), 2.0)
         spoiled[1] = bad
         for value in (bad, spoiled):
-            with pytest.raises(
-                NoiseLawError, match=rf"{self.parameter} of the {self.law.name} law"
-            ) as caught:
+            with pytest.raises(NoiseLawError, match=rf"{self.parameter} of the {self.law.name} law") as caught:
                 replace(self.law, **{self.parameter: value})  # type: ignore[type-var]
             assert f"--{self.parameter}" in str(caught.value)
             assert "\n" not in str(caught.value)

@@ -72,9 +72,7 @@ def test_autocorrelation_is_the_samples(anisotropic: Correlation) -> None:
 def test_operator_is_symmetric(anisotropic: Correlation) -> None:
     """``<L v, w> = <v, L w>``, on which perturbing and unbending by the same L rests."""
     v, w = torch.randn(2, 9, 8, 7, generator=seeded()).double()
-    assert float((anisotropic.color(v) * w).sum()) == pytest.approx(
-        float((v * anisotropic.color(w)).sum()), abs=1e-4
-    )
+    assert float((anisotropic.color(v) * w).sum()) == pytest.approx(float((v * anisotropic.color(w)).sum()), abs=1e-4)
 
 
 def test_lopsided_kernels_are_made_even() -> None:
@@ -144,10 +142,7 @@ def power_of(correlation: Correlation, size: int) -> Tensor:
     """Power of one axis at ``j / (2 size)`` cycles per voxel, from the autocorrelation (Wiener–Khinchin)."""
     lags = range(-len(correlation.kernel), len(correlation.kernel) + 1)
     return torch.tensor(
-        [
-            sum(correlation.autocorrelation((h,)) * math.cos(math.pi * h * j / size) for h in lags)
-            for j in range(size)
-        ]
+        [sum(correlation.autocorrelation((h,)) * math.cos(math.pi * h * j / size) for h in lags) for j in range(size)]
     )
 
 

@@ -276,13 +276,9 @@ def test_tweedie_is_continuous_at_its_corners(corner: float, near: float, name: 
 
 
 @pytest.mark.parametrize("name", EVERY_FORMULA)
-@pytest.mark.parametrize(
-    ("corner", "law"), [(0.0, Gaussian(0.1**0.5)), (2.0, Gamma(10.0))], ids=["gaussian", "gamma"]
-)
+@pytest.mark.parametrize(("corner", "law"), [(0.0, Gaussian(0.1**0.5)), (2.0, Gamma(10.0))], ids=["gaussian", "gamma"])
 def test_corners_of_tweedie_are_the_named_laws(corner: float, law: NoiseModel, name: str) -> None:
-    rtol = {"posterior_mean": 0.01, "posterior_variance": 0.02}.get(
-        name, EXACT
-    )  # expansions differ for Gamma
+    rtol = {"posterior_mean": 0.01, "posterior_variance": 0.02}.get(name, EXACT)  # expansions differ for Gamma
     close(apply(Tweedie(corner, 0.1), name), apply(law, name), rtol=rtol if corner else EXACT)
 
 

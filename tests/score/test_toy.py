@@ -13,7 +13,7 @@ import torch
 from n2s_med.noise import Gaussian
 from n2s_med.score import ArDae, Dsm, Objective, TotalUnitNoise
 
-STEPS = 500
+STEPS = 800
 
 
 def load_benchmark() -> ModuleType:
@@ -43,9 +43,7 @@ def test_tweedie_of_the_exact_score_is_the_posterior_mean() -> None:
     torch.testing.assert_close(x_hat, toy.THREE.posterior_mean(V, 1.0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("objective", "bound"), [(ArDae(0.5), 0.08), (ArDae(0.25), 0.12), (Dsm(0.5), 0.08)], ids=str
-)
+@pytest.mark.parametrize(("objective", "bound"), [(ArDae(0.5), 0.1), (ArDae(0.25), 0.15), (Dsm(0.5), 0.1)], ids=str)
 def test_learned_score_is_the_exact_one(objective: Objective, bound: float) -> None:
     """Relative error under the density, with the exact score of the perturbed mixture."""
     noise_variance = 1 + objective.sigma_a**2  # type: ignore[attr-defined]
@@ -63,7 +61,7 @@ def test_learned_score_in_total_unit_noise() -> None:
     shrunken = toy.Mixture(toy.THREE.weights, toy.THREE.means / norm, toy.THREE.sds / norm)
     v = V / norm
     learned = toy.learned_score(toy.THREE, TotalUnitNoise(s), steps=STEPS)(v[:, None])[:, 0]
-    assert toy.relative_error(learned, shrunken.score(v, 1.0), shrunken.log_density(v, 1.0).exp()) < 0.08
+    assert toy.relative_error(learned, shrunken.score(v, 1.0), shrunken.log_density(v, 1.0).exp()) < 0.1
 
 
 def test_denoised_values_are_nearer_the_truth() -> None:
