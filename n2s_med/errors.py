@@ -36,7 +36,8 @@ class N2SError(Exception):
     def __init__(self, cause: str, *, remedy: str = "", path: str | Path | None = None) -> None:
         self.cause, self.remedy, self.path = cause, remedy, path
         where = f"{path}: " if path is not None else ""
-        what_next = f". {remedy[0].upper()}{remedy[1:]}." if remedy else ""
+        stop = "" if remedy.endswith("?") else "."
+        what_next = f". {remedy[0].upper()}{remedy[1:]}{stop}" if remedy else ""
         super().__init__(" ".join(f"{where}{cause}{what_next}".split()))
 
 

@@ -38,8 +38,8 @@ class Gamma(NoiseModel):
         return 2.0
 
     def support(self, y: Tensor) -> Tensor:
-        """Zero has no probability: it marks what lies outside the image."""
-        return y > 0
+        """Zero has no probability: it marks what lies outside the image. What is worse, :meth:`check` refuses."""
+        return y != 0
 
     def check(self, y: Tensor) -> None:
         """Refuse NaN, infinity and negative values."""

@@ -60,7 +60,7 @@ class Tweedie(NoiseModel):
 
     def support(self, y: Tensor) -> Tensor:
         """All values, but for power 2 (Gamma), where zero has no probability."""
-        return y > 0 if self.power > 2 - CORNER else super().support(y)
+        return y != 0 if self.power > 2 - CORNER else super().support(y)
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``y`` given ``x``; a compound Poisson sum for powers between 1 and 2.

@@ -11,7 +11,7 @@ from laws import close, seeded
 from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
-from n2s_med.noise import Gaussian, Poisson
+from n2s_med.noise import Gamma, Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 
@@ -223,3 +223,11 @@ def test_dequantised_variance_is_that_of_the_sample() -> None:
     x = torch.full((200_000,), 20.0)
     y = noise.dequantised(noise.law.sample(x, seeded()), seeded(1))
     assert float(y.var()) == pytest.approx(float(noise.variance(x)[0]), rel=0.02)
+
+
+def test_air_is_not_admitted_but_nan_is_left_to_be_refused() -> None:
+    y = torch.tensor([-1.0, 0.0, 2.0, 5.0, float("nan")])
+    white = Correlation.white(1)
+    assert ScanNoise(Gaussian(1.0), white).admits(y).all()
+    assert ScanNoise(Gaussian(1.0), white, floor=2.0).admits(y).tolist() == [False, False, True, True, True]
+    assert ScanNoise(Gamma(5.0), white).admits(y).tolist() == [True, False, True, True, True]

@@ -1,0 +1,64 @@
+"""Device, number type and threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from n2s_med.compute import Compute, set_threads
+from n2s_med.errors import ConfigurationError
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("bf16", True)])
+def test_choice_is_taken(precision: str, bf16: bool) -> None:
+    compute = Compute.choose("cpu", precision)  # type: ignore[arg-type]
+    assert compute == Compute(torch.device("cpu"), bf16)
+
+
+def test_auto_takes_what_the_machine_has() -> None:
+    compute = Compute.choose()
+    assert compute.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    if compute.device.type == "cpu":
+        assert compute.bf16 == torch.cpu._is_avx512_bf16_supported()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "warp", "", "cpu:x"])
+def test_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"device '{device}' is not available\. Use --device cpu\.") as caught:
+        Compute.choose(device)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_convolutions_run_in_the_chosen_type(bf16: bool) -> None:
+    conv = torch.nn.Conv2d(1, 1, 3)
+    with Compute(torch.device("cpu"), bf16).autocast():
+        out = conv(torch.ones(1, 1, 4, 4))
+    assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    assert conv(torch.ones(1, 1, 4, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4, 5, 6)])
+def test_placed_batches_keep_their_values(shape: tuple[int, ...]) -> None:
+    batch = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    placed = Compute(torch.device("cpu"), bf16=False).place(batch)
+    assert torch.equal(placed, batch)
+    layout = torch.channels_last_3d if len(shape) == 5 else torch.channels_last
+    assert placed.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads() -> None:
+    assert set_threads(1) == 1
+    assert torch.get_num_threads() == 1
+    assert set_threads() == len(os.sched_getaffinity(0)) == torch.get_num_threads()

@@ -1,0 +1,372 @@
+"""From a noisy volume and a score to the denoised volume, with scores that are known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from n2s_med.compute import Compute
+from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, mean_filter, to_unit
+from n2s_med.errors import InputError, NoiseLawError
+from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
+from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.score import ScoreModel, ScoreUNet
+
+CPU = Compute(torch.device("cpu"), bf16=False)
+WHITE = ScanNoise(Gaussian(1.0), Correlation.white(3))
+COLORED = Correlation.from_kernel(torch.tensor([0.3, 1.0, 0.3])[:, None, None] * torch.tensor([0.5, 1.0, 0.5]))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed))
+
+
+class Analytic(nn.Module):
+    """A score known exactly, ``g(v) = slope (v - about)``: that of a white Gaussian signal."""
+
+    receptive_radius, stride = 2, 2
+
+    def __init__(self, slope: float, about: float = 0.0, spatial_dims: int = 3) -> None:
+        super().__init__()
+        self.slope, self.about, self.spatial_dims = slope, about, spatial_dims
+
+    def forward(self, v: Tensor) -> Tensor:
+        return self.slope * (v - self.about)
+
+
+def analytic(slope: float, about: float = 0.0, dims: int = 3) -> ScoreModel:
+    return ScoreModel(Analytic(slope, about, dims))  # type: ignore[arg-type]
+
+
+def trained_like(dims: int = 3, levels: int = 3, smooth: bool = True) -> ScoreModel:
+    """A network of random weights, whose every path matters; its output is as large as its input."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = ScoreUNet(dims, (3, 4, 5)[:levels], smooth)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(-0.2, 0.2, generator=seeded())
+        network.head.weight.mul_(20)
+    return ScoreModel(network)
+
+
+def denoiser(model: ScoreModel, noise: ScanNoise = WHITE, **options: object) -> Denoiser:
+    return Denoiser(model, noise, CPU, DenoiseOptions(**options))  # type: ignore[arg-type]
+
+
+# -- the same at any tiling ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("shape", [(71, 9, 11), (9, 70, 8), (5, 9, 67)], ids=str)
+def test_result_does_not_depend_on_the_tiles(shape: tuple[int, ...], flips: bool) -> None:
+    """Odd sizes, cut along each axis, so that tiles start at any phase of the pooling grid."""
+    y, model = normal(*shape), trained_like(levels=2)
+    options: dict[str, object] = {"flips": flips, "step": 1.0}
+    whole = denoiser(model, tile_voxels=10**9, **options)(y).x_hat
+    assert float((whole - y).std()) > 0.3
+    for voxels in (4000, 3001):
+        tiled = denoiser(model, tile_voxels=voxels, **options)(y).x_hat
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+def tile_count(run: Denoiser, y: Tensor) -> int:
+    seen: list[tuple[int, int]] = []
+    run(y, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n + 1, len(seen)) for n in range(len(seen))]
+    return len(seen)
+
+
+def test_tiles_are_told() -> None:
+    y = normal(71, 9, 11)
+    assert tile_count(denoiser(trained_like(levels=2), flips=False, tile_voxels=10**9), y) == 1
+    assert tile_count(denoiser(trained_like(levels=2), flips=False, tile_voxels=4000), y) > 1
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_tiles_in_the_plane(levels: int) -> None:
+    y, model = normal(130, 75, 1), trained_like(2, levels)
+    noise = ScanNoise(Gaussian(1.0), Correlation.white(2))
+    whole = denoiser(model, noise, tile_voxels=10**9, step=1.0)(y).x_hat
+    tiled = denoiser(model, noise, tile_voxels=6000, step=1.0)(y).x_hat
+    assert tiled.shape == y.shape
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("correlation", [Correlation.white(3), COLORED], ids=["white", "correlated"])
+def test_correlated_noise_and_uncertainty_do_not_depend_on_the_tiles(correlation: Correlation) -> None:
+    y, model = normal(75, 9, 8), trained_like(levels=2, smooth=False)
+    noise = ScanNoise(Gaussian(1.0), correlation)
+    options: dict[str, object] = {"flips": False, "step": 1.0, "sd_probes": 2}
+    whole = denoiser(model, noise, tile_voxels=10**9, **options)(y)
+    run = denoiser(model, noise, tile_voxels=4500, **options)
+    assert tile_count(run, y) > 1
+    tiled = run(y)
+    torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-4)
+    assert whole.sd is not None
+    assert tiled.sd is not None
+    torch.testing.assert_close(tiled.sd.square(), whole.sd.square(), rtol=0, atol=1e-3)
+
+
+def test_figures_do_not_depend_on_the_tiles() -> None:
+    y, model = normal(50, 20, 20), analytic(-0.4)
+    first = denoiser(model, tile_voxels=10**9)(y).figures
+    assert denoiser(model, tile_voxels=3000)(y).figures == first
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 7, 5), (40, 3, 1), (2, 2, 2)], ids=str)
+def test_any_size(shape: tuple[int, ...]) -> None:
+    y = normal(*shape)
+    result = denoiser(trained_like(), sd_probes=1)(y)
+    assert result.x_hat.shape == y.shape
+    assert torch.isfinite(result.x_hat).all()
+    assert result.sd is not None
+    assert torch.isfinite(result.sd).all()
+
+
+# -- exact scores --------------------------------------------------------------------------------------
+
+SIGNAL = 2.0
+"""SD of a white Gaussian signal, in noise SDs; its score is ``-u / (SIGNAL² + 1)``."""
+
+KEEP = SIGNAL**2 / (SIGNAL**2 + 1)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.01, 300.0])
+def test_exact_score_gives_the_posterior_mean_and_sd(sigma: float) -> None:
+    x = 10 * sigma + SIGNAL * sigma * normal(40, 40, 40, seed=1)
+    y = x + sigma * normal(40, 40, 40, seed=2)
+    noise = ScanNoise(Gaussian(sigma), Correlation.white(3))
+    model = analytic(KEEP - 1, about=10.0)
+    result = denoiser(model, noise, sd_probes=1, step=1.0)(y)
+    torch.testing.assert_close(result.x_hat / sigma, 10 + KEEP * (y / sigma - 10), rtol=1e-3, atol=1e-3)
+    assert result.sd is not None
+    torch.testing.assert_close(result.sd / sigma, torch.full_like(y, math.sqrt(KEEP)), rtol=1e-2, atol=1e-3)
+    deviation = (result.x_hat - x).abs() / result.sd
+    assert float((deviation < 1).float().mean()) == pytest.approx(0.683, abs=0.01)
+    assert float((deviation < 2).float().mean()) == pytest.approx(0.954, abs=0.005)
+    assert result.figures.step_sure == pytest.approx(1, abs=0.05)
+    found = denoiser(model, noise)(y).figures
+    error = float((result.x_hat - x).square().mean()) / sigma**2
+    assert found.risk == pytest.approx(error, abs=0.05) == pytest.approx(KEEP, abs=0.1)
+
+
+@pytest.mark.parametrize("off", [1.0, 1.25, 1.7])
+def test_step_from_sure_puts_a_wrong_scale_right(off: float) -> None:
+    y = (SIGNAL**2 + 1) ** 0.5 * normal(40, 40, 40)
+    result = denoiser(analytic(off * (KEEP - 1)))(y)
+    assert result.figures.step == pytest.approx(1 / off, rel=0.05)
+    torch.testing.assert_close(result.x_hat, KEEP * y, rtol=0, atol=0.05)
+
+
+def test_step_is_kept_in_range_and_may_be_given() -> None:
+    y = normal(20, 20, 20)
+    low = denoiser(analytic(-20.0))(y).figures
+    assert low.step == STEP_RANGE[0] > low.step_sure
+    high = denoiser(analytic(-0.05))(y).figures
+    assert high.step == STEP_RANGE[1] < high.step_sure
+    assert denoiser(analytic(-0.05), step=0.7)(y).figures.step == 0.7
+
+
+def test_counts_take_the_whole_step() -> None:
+    """SURE's step fails on the lattice of counts."""
+    y = torch.poisson(torch.full((20, 20, 20), 5.0), generator=seeded())
+    noise = ScanNoise(Poisson(1.0), Correlation.white(3), quantum=1.0)
+    assert denoiser(analytic(-0.2, about=4.0), noise)(y).figures.step == 1.0
+
+
+def test_correlated_noise_by_the_exact_score() -> None:
+    """A signal with the noise's own correlation: ``g = Lᵀ s`` makes ``L g`` a plain shrinkage."""
+    invertible = Correlation.from_kernel(torch.tensor([0.3, 1.0, 0.3])[:, None, None] * torch.tensor([0.2, 1, 0.2]))
+
+    class Whitening(Analytic):
+        """``g = -L⁻¹ u / (SIGNAL² + 1)``, so that ``L g = (KEEP - 1) u``, on the whole volume."""
+
+        receptive_radius = 40
+
+        def forward(self, v: Tensor) -> Tensor:
+            root = invertible._transfer(v.shape[2:])
+            spectrum = torch.fft.rfftn(v, dim=(2, 3, 4)) / root
+            return self.slope * torch.fft.irfftn(spectrum, s=v.shape[2:], dim=(2, 3, 4))
+
+    white = normal(24, 24, 6, seed=1) * SIGNAL + normal(24, 24, 6, seed=2)
+    y = invertible.color(white)
+    noise = ScanNoise(Gaussian(1.0), invertible)
+    result = denoiser(ScoreModel(Whitening(KEEP - 1)), noise, flips=False, step=1.0)(y)  # type: ignore[arg-type]
+    inside = (slice(2, -2), slice(None), slice(2, -2))  # beyond the border the score counts as zero
+    torch.testing.assert_close(result.x_hat[inside], KEEP * y[inside], rtol=0, atol=0.02)
+    assert result.figures.step_sure == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "law", [Gaussian(2.0), Poisson(0.5), Gamma(50.0), Tweedie(1.5, 0.05), Tweedie(0.0, 2.0)], ids=str
+)
+@pytest.mark.parametrize("formula", ["mean", "published"])
+def test_no_score_no_change(law: NoiseModel, formula: str) -> None:
+    """A network that finds nothing leaves the volume as it was, to the second order of the noise."""
+    y = law.sample(torch.full((12, 12, 12), 100.0), seeded())
+    result = denoiser(analytic(0.0), ScanNoise(law, Correlation.white(3)), formula=formula)(y)
+    spread = float(law.variance(torch.tensor(100.0))) / 100  # bias of the map's inverse
+    torch.testing.assert_close(result.x_hat, y, rtol=1e-5, atol=1e-4 + (spread if law.variance_power else 0))
+    assert math.isfinite(result.figures.step)
+    assert result.figures.risk == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize(("law", "scale"), [(Poisson(1.0), 2e4), (Tweedie(1.5, 0.01), 2e3), (Gamma(5e4), 9.0)], ids=str)
+def test_formulas_agree_at_high_counts(law: NoiseModel, scale: float) -> None:
+    """Published and mean formula differ by the square of the relative noise."""
+    y = law.sample(scale * (1 + 0.3 * torch.rand(16, 16, 16, generator=seeded())), seeded(1))
+    noise = ScanNoise(law, Correlation.white(3))
+    model = analytic(-0.1, about=float(law.to_unit(y).mean()))
+    one, other = (denoiser(model, noise, step=1.0, formula=f)(y).x_hat for f in ("mean", "published"))
+    relative = float((law.variance(y) / y**2).max())
+    assert float((one - y).abs().max()) > 10 * float((one - other).abs().max())
+    torch.testing.assert_close(one, other, rtol=max(1e-5, 200 * relative), atol=0)
+
+
+def test_scaled_intensities_scale_the_result() -> None:
+    y = torch.poisson(torch.full((14, 14, 14), 30.0), generator=seeded())
+    model = analytic(-0.5, about=11.0)
+    one = denoiser(model, ScanNoise(Poisson(1.0), Correlation.white(3)), sd_probes=1)(y)
+    other = denoiser(model, ScanNoise(Poisson(40.0), Correlation.white(3)), sd_probes=1)(40 * y)
+    torch.testing.assert_close(other.x_hat, 40 * one.x_hat, rtol=1e-3, atol=1e-2)
+    assert one.sd is not None
+    assert other.sd is not None
+    torch.testing.assert_close(other.sd, 40 * one.sd, rtol=1e-2, atol=1e-2)
+
+
+UNCUT = pytest.mark.xfail(reason="a law's map is not cut to the tile", raises=RuntimeError)
+
+
+@pytest.mark.parametrize("voxels", [10**9, pytest.param(3000, marks=UNCUT)], ids=["one tile", "tiles"])
+def test_level_may_be_a_map(voxels: int) -> None:
+    """Noise that grows along the volume: each voxel is judged by its own."""
+    sigma = torch.linspace(0.5, 4, 44)[:, None, None].expand(44, 12, 12)
+    y = sigma * (SIGNAL**2 + 1) ** 0.5 * normal(44, 12, 12)
+    noise = ScanNoise(Gaussian(sigma), Correlation.white(3))
+    result = denoiser(analytic(KEEP - 1), noise, step=1.0, tile_voxels=voxels, sd_probes=1)(y)
+    torch.testing.assert_close(result.x_hat, KEEP * y, rtol=1e-4, atol=1e-4)
+    assert result.sd is not None
+    torch.testing.assert_close(result.sd, math.sqrt(KEEP) * sigma, rtol=1e-2, atol=0)
+
+
+# -- padding -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filler", [-2000.0, float("nan"), float("inf"), 0.0])
+def test_padding_comes_back_to_the_bit(filler: float) -> None:
+    y = normal(20, 20, 20)
+    valid = torch.ones_like(y, dtype=torch.bool)
+    valid[:5] = False
+    padded = torch.where(valid, y, filler)
+    result = denoiser(trained_like(levels=2), sd_probes=1)(padded, valid)
+    assert torch.equal(result.x_hat[:5].view(torch.int32), padded[:5].view(torch.int32))
+    assert torch.isfinite(result.x_hat[5:]).all()
+    assert not torch.equal(result.x_hat[5:], y[5:])
+    assert result.sd is not None
+    assert not result.sd[:5].any()
+    assert (result.sd[5:] >= 0).all()
+
+
+def test_what_padding_holds_changes_nothing() -> None:
+    y, valid = normal(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.bool)
+    valid[:, 12:] = False
+    run = denoiser(trained_like(levels=2))
+    one, other = (run(torch.where(valid, y, filler), valid).x_hat for filler in (-3000.0, float("nan")))
+    assert torch.equal(one[valid], other[valid])
+
+
+def test_zeros_of_the_gamma_law_are_padding() -> None:
+    y = Gamma(20.0).sample(torch.full((12, 12, 12), 5.0), seeded())
+    y[:3] = 0.0
+    result = denoiser(analytic(-0.3, about=7.0), ScanNoise(Gamma(20.0), Correlation.white(3)))(y)
+    assert not result.x_hat[:3].any()
+    assert torch.isfinite(result.x_hat).all()
+
+
+def test_little_valid_in_a_large_field() -> None:
+    """Figures and result stay finite where nearly all of the volume is padding."""
+    y, valid = normal(400, 400, 1), torch.zeros(400, 400, 1, dtype=torch.bool)
+    valid[380:395, 5:15] = True
+    noise = ScanNoise(Gaussian(1.0), Correlation.white(2))
+    result = denoiser(analytic(-0.2, dims=2), noise)(y, valid)
+    assert torch.isfinite(result.x_hat[valid]).all()
+    assert math.isfinite(result.figures.risk)
+    assert torch.equal(result.x_hat[~valid], y[~valid])
+
+
+def test_input_is_left_alone() -> None:
+    y = normal(10, 10, 10)
+    before = y.clone()
+    denoiser(analytic(-0.3), sd_probes=1)(y)
+    assert torch.equal(y, before)
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+def test_refuses_volumes_without_noise() -> None:
+    run, y = denoiser(analytic(-0.3)), normal(6, 6, 6)
+    with pytest.raises(InputError, match="every voxel is padding"):
+        run(y, torch.zeros_like(y, dtype=torch.bool))
+    with pytest.raises(InputError, match="the volume is constant"):
+        run(torch.full_like(y, 7.0))
+    with pytest.raises(InputError, match="the volume is constant"):
+        run(torch.full((1, 1, 1), 7.0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_refuses_values_that_are_none(bad: float) -> None:
+    y = normal(6, 6, 6)
+    y[3, 3, 3] = bad
+    with pytest.raises(NoiseLawError, match=r"1 of 216 values are NaN or infinite"):
+        denoiser(analytic(-0.3))(y)
+
+
+@pytest.mark.parametrize("law", [Poisson(1.0), Gamma(9.0), Tweedie(1.5, 1.0), Tweedie(2.0, 0.1)], ids=str)
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_refuses_what_no_count_is(law: NoiseModel, bad: float) -> None:
+    y = 5 + torch.rand(6, 6, 6, generator=seeded())
+    y[2, 2, 2] = bad
+    with pytest.raises(NoiseLawError, match=r"1 of 216 values are (negative|NaN)"):
+        denoiser(analytic(-0.3), ScanNoise(law, Correlation.white(3)))(y)
+
+
+# -- parts ---------------------------------------------------------------------------------------------
+
+
+def test_padding_is_filled_with_the_low_end() -> None:
+    y = torch.arange(1000.0).reshape(10, 10, 10)
+    valid = torch.ones_like(y, dtype=torch.bool)
+    valid[0, 0, :5] = False
+    u = to_unit(y, valid, Gaussian(2.0))
+    assert u.dtype == torch.float32
+    torch.testing.assert_close(u[valid], y[valid] / 2)
+    assert u[~valid].unique().numel() == 1
+    assert float(u[~valid][0]) == pytest.approx(0.01 * 995 / 2, rel=0.6)
+
+
+def test_mean_filter_is_the_mean_of_what_lies_inside() -> None:
+    volume = normal(5, 6, 7)
+    filtered = mean_filter(volume, 1)
+    assert float(filtered[0, 0, 0]) == pytest.approx(float(volume[:2, :2, :2].mean()), abs=1e-5)
+    assert float(filtered[2, 3, 4]) == pytest.approx(float(volume[1:4, 2:5, 3:6].mean()), abs=1e-5)
+    assert float(mean_filter(volume[0], 2)[0, 0]) == pytest.approx(float(volume[0, :3, :3].mean()), abs=1e-5)
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """Detail of one noise SD survives beside intensities of hundreds."""
+    y, model = 300 + normal(20, 20, 20), trained_like(levels=2)
+    model.network.centre.fill_(300.0)
+    full = denoiser(model, step=1.0)(y).x_hat
+    half = Denoiser(model, WHITE, Compute(torch.device("cpu"), bf16=True), DenoiseOptions(step=1.0))(y).x_hat
+    assert float((half - full).std()) < 0.03 * float((full - y).std())
