@@ -64,6 +64,23 @@ def whole(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Pat
         _remove(partial)
 
 
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse before any work what :func:`whole` would refuse after it.
+
+    Raises
+    ------
+    OutputError
+        ``path`` exists, or nothing can be written where it shall be.
+    """
+    if _exists(path) and not overwrite:
+        raise OutputError("it exists already", remedy="choose another name or --overwrite", path=path)
+    place = next(folder for folder in path.absolute().parents if _exists(folder))
+    if not place.is_dir():
+        raise refused(NotADirectoryError(errno.ENOTDIR, ""), path)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise refused(PermissionError(errno.EACCES, ""), path)
+
+
 def refused(error: OSError, path: Path) -> OutputError:
     """Return the system's refusal to write ``path`` as an error of this package."""
     cause, remedy = _CAUSES.get(

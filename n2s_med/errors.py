@@ -16,6 +16,7 @@ Every message is one line: what, where, and the remedy. None carries patient dat
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 
 class N2SError(Exception):
@@ -39,6 +40,10 @@ class N2SError(Exception):
         stop = "" if remedy.endswith("?") else "."
         what_next = f". {remedy[0].upper()}{remedy[1:]}{stop}" if remedy else ""
         super().__init__(" ".join(f"{where}{cause}{what_next}".split()))
+
+    def at(self, path: str | Path) -> Self:
+        """Return this error, told of ``path`` if it has no path of its own."""
+        return self if self.path is not None else type(self)(self.cause, remedy=self.remedy, path=path)
 
 
 class ConfigurationError(N2SError):

@@ -1,0 +1,36 @@
+"""Fixtures of the jobs' tests."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("job_scans")
+
+from job_scans import Run, call, nifti, pet_series  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The developer's own tracking server stays out of the tests."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line, in this process."""
+    return partial(call, capsys)
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A small noisy NIfTI image."""
+    return nifti(tmp_path / "scan.nii.gz")
+
+
+@pytest.fixture(scope="session")
+def pet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small noisy PET series."""
+    return pet_series(tmp_path_factory.mktemp("phantom") / "pet")

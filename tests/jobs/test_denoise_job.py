@@ -1,0 +1,260 @@
+"""Denoising, from the command line to the files: what comes out, where, and that it comes out the same twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from job_scans import (
+    Run,
+    blob,
+    carried,
+    datasets,
+    denoise,
+    files_below,
+    nifti,
+    noisy,
+    report_of,
+    train,
+    values_of,
+)
+
+from n2s_med.noise import Gamma, Gaussian, Poisson, Tweedie
+from n2s_med.volumes import read
+
+LAWS = {
+    "gaussian": (Gaussian(10.0), ("--sigma", 10)),
+    "poisson": (Poisson(1.0), ("--gain", 1)),
+    "gamma": (Gamma(50.0), ("--k", 50)),
+    "tweedie": (Tweedie(1.5, 0.1), ("--power", 1.5, "--dispersion", 0.1)),
+}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "estimated"])
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_from_file_to_file(run: Run, tmp_path: Path, law: str, given: bool) -> None:
+    model, level = LAWS[law]
+    source = nifti(tmp_path / "scan.nii.gz", noisy(model))
+    done = denoise(run, source, tmp_path / "out.nii.gz", "--noise", law, *(level if given else ()))
+    assert done.code == 0, done.err
+    before, after = nib.load(source), nib.load(tmp_path / "out.nii.gz")
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert after.get_data_dtype() == np.float32
+    assert np.isfinite(after.get_fdata()).all()
+    assert not np.array_equal(after.get_fdata(), before.get_fdata())
+    report = report_of(tmp_path / "out.nii.gz")
+    noise = report["figures"]["noise"]
+    assert noise["law"] == law
+    assert noise["whole_counts"] is (law == "poisson")
+    for name, true in model.parameters.items() if given or law != "tweedie" else ():
+        assert noise[name] == pytest.approx(true, rel=1e-6 if given else 0.5)
+    assert len({verdict["name"] for verdict in report["verdicts"]}) >= 5
+
+
+def test_results_go_to_stdout_and_logs_to_stderr(run: Run, scan: Path, tmp_path: Path) -> None:
+    done = run(
+        *("denoise", scan, tmp_path / "new" / "folder" / "out.nii.gz", "--sd-map"),
+        *("--steps", 2, "--set", "channels=[4,8]", "--set", "patch=12", "--no-flips", "--threads", 1),
+    )
+    assert done.code == 0
+    stem = tmp_path / "new" / "folder" / "out"
+    lines = done.out.splitlines()
+    assert lines[0] == "NIfTI, 20x20x20 voxels"
+    assert [line.split()[0] for line in lines[1:]] == ["noise", "output", "sd", "report", "trust"]
+    assert lines[2] == f"  output  {stem}.nii.gz"
+    assert lines[3] == f"  sd map  {stem}.sd.nii.gz"
+    assert lines[4] == f"  report  {stem}.report.html"
+    assert re.fullmatch(r"  trust   \d of \d checks passed", lines[5])
+    assert "training" in done.err
+    assert "denoising" in done.err
+    assert files_below(stem.parent) == ["out.nii.gz", "out.report.html", "out.report.json", "out.sd.nii.gz"]
+
+
+def test_a_trained_model_is_used(run: Run, scan: Path, tmp_path: Path) -> None:
+    assert train(run, tmp_path / "model", scan, options=["--no-track"]).code == 0
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    for index, model in enumerate((tmp_path / "model", tmp_path / "model" / "model.pt")):
+        output = tmp_path / f"out{index}.nii.gz"
+        assert denoise(run, scan, output, "--model", model, "--modality", "CT").code == 0
+        assert report_of(output)["figures"]["model"]["sha256"] == card["sha256"]
+    np.testing.assert_array_equal(values_of(tmp_path / "out0.nii.gz"), values_of(tmp_path / "out1.nii.gz"))
+
+
+def test_a_dicom_series_gives_a_dicom_series(run: Run, pet: Path, tmp_path: Path) -> None:
+    done = denoise(run, pet, tmp_path / "out", "--sd-map")
+    assert done.code == 0, done.err
+    sources, images = datasets(pet), datasets(tmp_path / "out")
+    assert len(images) == len(sources) == 12
+    assert {i.SeriesInstanceUID for i in images}.isdisjoint({s.SeriesInstanceUID for s in sources})
+    assert {i.StudyInstanceUID for i in images} == {s.StudyInstanceUID for s in sources}
+    assert {str(i.PatientName) for i in images} == {"Doe^Jane"}
+    assert images[0].ImageType[0] == "DERIVED"
+    (before,), (after,) = read(pet).volumes, read(tmp_path / "out").volumes
+    assert after.shape == before.shape
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-6)
+    assert after.meta["units"] == "BQML"
+    noise = report_of(tmp_path / "out")["figures"]["noise"]
+    assert noise["law"] == "poisson"
+    assert 20 < noise["gain"] < 200  # few slices, much structure
+    assert (tmp_path / "out.sd.dcm").exists()
+    assert float(after.as_tensor().mean()) == pytest.approx(float(before.as_tensor().mean()), rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "modality"), [("CT_small.dcm", "ct"), ("MR_small.dcm", "mr")])
+def test_single_dicom_images(run: Run, tmp_path: Path, name: str, modality: str) -> None:
+    source = carried(name, tmp_path / "in")
+    done = denoise(run, source, tmp_path / "out", "--sd-map")
+    assert done.code == 0, done.err
+    (before,), (after,) = datasets(source.parent), datasets(tmp_path / "out")
+    assert after.pixel_array.shape == before.pixel_array.shape
+    assert after.Modality == modality.upper()
+    assert list(after.ImagePositionPatient) == list(before.ImagePositionPatient)
+    assert not np.array_equal(after.pixel_array, before.pixel_array)
+    assert report_of(tmp_path / "out")["figures"]["noise"]["law"] == "gaussian"
+    assert (tmp_path / "out.sd.dcm").exists()
+
+
+def test_one_slice(run: Run, tmp_path: Path) -> None:
+    for shape in ((40, 36), (40, 36, 1)):
+        name = f"out{len(shape)}.nii.gz"
+        source = nifti(tmp_path / "in.nii", noisy(shape=(40, 36)).reshape(shape))
+        assert denoise(run, source, tmp_path / name, "--noise", "gaussian").code == 0
+        assert values_of(tmp_path / name).shape == shape
+    np.testing.assert_array_equal(
+        values_of(tmp_path / "out2.nii.gz"), values_of(tmp_path / "out3.nii.gz").reshape(40, 36)
+    )
+
+
+def test_time_points(run: Run, tmp_path: Path) -> None:
+    series = np.stack([noisy(Poisson(1.0), seed=s) for s in range(3)], axis=3)
+    source = nifti(tmp_path / "in.nii.gz", series)
+    done = denoise(run, source, tmp_path / "out.nii.gz", "--sd-map", "--modality", "nm")
+    assert done.code == 0, done.err
+    assert "3 volumes of 20x20x20" in done.out
+    out, sd = values_of(tmp_path / "out.nii.gz"), values_of(tmp_path / "out.sd.nii.gz")
+    assert out.shape == sd.shape == series.shape
+    assert all(not np.array_equal(out[..., a], out[..., b]) for a, b in ((0, 1), (1, 2)))
+    assert (sd > 0).mean() > 0.5
+    names = [verdict["name"] for verdict in report_of(tmp_path / "out.nii.gz")["verdicts"]]
+    assert names.count("residual mean") == 3
+
+
+@pytest.mark.parametrize("units", ["meter", "micron", "unknown"])
+def test_units_of_the_header_stay(run: Run, tmp_path: Path, units: str) -> None:
+    scale = {"meter": 1e-3, "micron": 1e3, "unknown": 1.0}[units]
+    affine = np.array([[0, -2, 0, 5], [1.5, 0, 0, -7], [0, 0, 3, 9], [0, 0, 0, 1]]) * scale
+    affine[3, 3] = 1
+    source = nifti(tmp_path / "in.nii.gz", affine=affine, units=units)
+    assert denoise(run, source, tmp_path / "out.nii.gz", "--noise", "gaussian").code == 0
+    out = nib.load(tmp_path / "out.nii.gz")
+    assert out.header.get_xyzt_units() == (units, "sec")
+    np.testing.assert_allclose(out.affine, affine, rtol=1e-6)
+    assert report_of(tmp_path / "out.nii.gz")["volume"]["spacing_mm"] == pytest.approx([1.5, 2, 3])
+
+
+def test_a_folder_of_scans_gives_a_folder(run: Run, pet: Path, tmp_path: Path) -> None:
+    """Names of two scans may be the same in different folders; what cannot be read is told and left out."""
+    root = tmp_path / "in"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+    nifti(root / "a" / "scan.nii.gz", noisy(seed=1))
+    nifti(root / "b" / "scan.nii.gz", noisy(seed=2))
+    nifti(root / "b" / "un compressed.NII", noisy(seed=3))
+    (root / "b" / "broken.nii.gz").write_bytes(b"no image")
+    (root / "notes.txt").write_text("hello")
+    shutil.copytree(pet, root / "pet")
+    done = denoise(run, root, tmp_path / "out", "--sd-map")
+    assert done.code == 0, done.err
+    assert "left out: " in done.err
+    assert "broken.nii.gz" in done.err
+    entries = sorted(p.name for p in (tmp_path / "out").iterdir())
+    images = [e for e in entries if e.lower().endswith((".nii", ".nii.gz")) and ".sd." not in e]
+    assert len(images) == 3
+    assert sum(e.endswith(".report.html") for e in entries) == 4
+    assert sum(".sd." in e for e in entries) == 4
+    (series,) = (p for p in (tmp_path / "out").iterdir() if p.is_dir())
+    assert len(list(series.iterdir())) == 12
+    assert done.out.count("  output  ") == 4
+    seen = {values_of(tmp_path / "out" / name).tobytes() for name in images}
+    assert len(seen) == 3
+
+
+def test_the_same_command_twice_gives_the_same(run: Run, pet: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert denoise(run, pet, tmp_path / name, "--seed", 5, "--sd-map").code == 0
+    for first, second in zip(datasets(tmp_path / "one"), datasets(tmp_path / "two"), strict=True):
+        assert first.SOPInstanceUID == second.SOPInstanceUID
+        assert first.SeriesInstanceUID == second.SeriesInstanceUID
+        assert first.PixelData == second.PixelData
+    assert denoise(run, pet, tmp_path / "other", "--seed", 6).code == 0
+    assert datasets(tmp_path / "other")[0].SeriesInstanceUID != datasets(tmp_path / "one")[0].SeriesInstanceUID
+
+
+def test_the_tile_size_does_not_matter(run: Run, scan: Path, tmp_path: Path) -> None:
+    for voxels in (4000, 10**6):
+        output = tmp_path / f"{voxels}.nii.gz"
+        assert denoise(run, scan, output, "--noise", "gaussian", "--tile-voxels", voxels, "--sd-map").code == 0
+    for end in (".nii.gz", ".sd.nii.gz"):
+        np.testing.assert_allclose(
+            values_of(tmp_path / f"4000{end}"), values_of(tmp_path / f"1000000{end}"), atol=2e-3
+        )
+
+
+def test_strict_tells_of_a_failed_check_by_the_exit_code(run: Run, scan: Path, tmp_path: Path) -> None:
+    """A level twice too high fails the residual's variance; the output is written all the same."""
+    output = tmp_path / "out.nii.gz"
+    done = denoise(run, scan, output, "--noise", "gaussian", "--sigma", 30, "--strict")
+    assert done.code == 4
+    assert output.exists()
+    assert "warning: NIfTI, 20x20x20 voxels: residual variance is" in done.err
+    assert "error:" not in done.err
+    assert denoise(run, scan, output, "--noise", "gaussian", "--sigma", 30, "--overwrite").code == 0
+
+
+def test_padding_comes_back_as_it_was(run: Run, tmp_path: Path) -> None:
+    source = carried("CT_small.dcm", tmp_path / "in")
+    (dataset,) = datasets(source.parent)
+    dataset.PixelPaddingValue = -2000
+    pixels = dataset.pixel_array.copy()
+    pixels[:, :40] = -2000
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(source)
+    assert denoise(run, source, tmp_path / "out").code == 0
+    (after,) = datasets(tmp_path / "out")
+    assert (after.pixel_array[:, :40] == -2000).all()
+    assert not np.array_equal(after.pixel_array[:, 40:], pixels[:, 40:])
+
+
+def test_the_run_can_be_tracked(run: Run, scan: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    done = denoise(run, scan, tmp_path / "out.nii.gz", "--track", tmp_path / "store", "--noise", "gaussian")
+    assert done.code == 0, done.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("n2s-med denoise")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert {"loss", "sure", "risk", "step_sure"} <= set(tracked.data.metrics)
+    assert tracked.data.params["steps"] == "4"
+    content = b"".join(p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file())
+    assert b"scan.nii" not in content
+
+
+def test_better_than_the_noise(run: Run, tmp_path: Path) -> None:
+    """Four hundred steps on a small scan: closer to the truth, and the figures say by how much."""
+    truth = blob((24, 24, 24)).numpy()
+    source = nifti(tmp_path / "in.nii.gz", noisy(Gaussian(20.0), shape=(24, 24, 24)))
+    output = tmp_path / "out.nii.gz"
+    done = denoise(run, source, output, "--noise", "gaussian", "--sigma", 20, "--steps", 60)
+    assert done.code == 0
+    before, after = (float(np.square(values_of(p) - truth).mean()) for p in (source, output))
+    assert after < 0.5 * before
+    risk = report_of(output)["figures"]["clean-free figures"]["error_after_in_noise_variances"]
+    assert risk == pytest.approx(after / before, abs=0.15)
