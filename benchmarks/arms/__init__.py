@@ -1,0 +1,31 @@
+"""The methods compared, in the order of the table. A new one is a function and an entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from arms.base import Arm, Result, Settings
+from arms.classical import best_gaussian_filter, bm4d, noisy, non_local_means
+from arms.ours import ours, ours_blind
+from arms.published import published
+from arms.twins import mc_sure, noise2noise, noise2void, supervised, supervised_twice
+
+__all__ = ["ARMS", "Arm", "Result", "Settings"]
+
+ARMS: Mapping[str, Arm] = MappingProxyType(
+    {
+        "noisy": Arm("noisy", noisy),
+        "gaussian": Arm("Gaussian filter, oracle width", best_gaussian_filter, truth=True),
+        "nlm": Arm("non-local means, true level", non_local_means),
+        "bm4d": Arm("BM4D, true level", bm4d),
+        "supervised": Arm("supervised, same net and steps", supervised, truth=True, trains=True),
+        "supervised2": Arm("supervised, two patches a step", supervised_twice, truth=True, trains=True),
+        "n2n": Arm("Noise2Noise (a second scan)", noise2noise, truth=True, trains=True),
+        "mcsure": Arm("MC-SURE", mc_sure, trains=True),
+        "n2v": Arm("Noise2Void", noise2void, trains=True),
+        "paper": Arm("AR-DAE, the paper's recipe", published, trains=True),
+        "ours": Arm("ours", ours, trains=True),
+        "blind": Arm("ours, blind level", ours_blind, trains=True),
+    }
+)

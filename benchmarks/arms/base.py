@@ -1,0 +1,73 @@
+"""What an arm of the comparison is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from cases import Scan
+from torch import Tensor
+
+from n2s_med.compute import Compute
+from n2s_med.score import ScoreUNet
+from n2s_med.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all arms share.
+
+    Attributes
+    ----------
+    config
+        Training of the networks; the seed is the scan's.
+    compute
+        Device and number type.
+    """
+
+    config: TrainingConfig
+    compute: Compute
+
+
+@dataclass(frozen=True)
+class Result:
+    """Denoised volume, and what the arm has to say besides."""
+
+    x_hat: Tensor
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method.
+
+    Attributes
+    ----------
+    title
+        Its row in the table.
+    run
+        The method.
+    truth
+        Whether it is given the clean volume (oracle and supervised arms).
+    trains
+        Whether it trains a network, so that steps and training keys matter.
+    """
+
+    title: str
+    run: Callable[[Scan, Settings], Result]
+    truth: bool = False
+    trains: bool = False
+
+
+@torch.no_grad()
+def flip_averaged(network: ScoreUNet, v: Tensor, compute: Compute) -> Tensor:
+    """The network's output for a whole volume (X, Y, Z), averaged over eight flips."""
+    flips = [f for n in range(v.ndim + 1) for f in itertools.combinations(range(v.ndim), n)]
+    total = torch.zeros_like(v)
+    for flip in flips:
+        with compute.autocast():
+            out = network(compute.place(v.flip(flip)[None, None]))
+        total += out[0, 0].float().cpu().flip(flip)
+    return total / len(flips)

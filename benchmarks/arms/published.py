@@ -1,0 +1,75 @@
+"""AR-DAE as the article on Noise2Score trains it, on one volume and in our number of steps.
+
+Kept from the article: perturbations in image units falling from 0.1 to 0.001, geometrically; one perturbation a
+patch; Adam at 2e-4, a tenth of it in the second half; a plain residual network of the image; its formula with the
+score per unit of y. Changed: the network and the patches are ours, inference averages eight flips as for all arms,
+the result is held within the range of the noisy scan, and there is no moving average: one of decay 0.999 would
+still hold half of the initial weights after 600 steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from cases import Scan
+from torch import Tensor
+
+from arms.base import Result, Settings, flip_averaged
+from n2s_med.score import ArDae, ScoreUNet, annealed
+from n2s_med.score.patches import PatchSampler, UnitVolume
+
+SIGMA_A = (0.1, 0.001)
+LEARNING_RATE = 2e-4
+
+
+def published(scan: Scan, settings: Settings) -> Result:
+    """Train, then the article's formula; for correlated noise ``y + Σ s`` with the score of white steps."""
+    network = _train(scan, settings)
+    score = flip_averaged(network, scan.y, settings.compute)
+    color = scan.noise.correlation.color
+    x_hat = scan.noise.law.tweedie(scan.y, color(color(score)))
+    return Result(x_hat.nan_to_num(0.0).clamp(scan.y.min(), scan.y.max()))
+
+
+def _train(scan: Scan, settings: Settings) -> ScoreUNet:
+    config, compute = settings.config, settings.compute
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(scan.seed)
+        network = ScoreUNet(scan.y.ndim, config.channels, start_smooth=False)
+    network.centre.copy_(scan.y.median())
+    network.to(compute.device).train()
+    sampler = PatchSampler(
+        [UnitVolume(scan.y, scan.valid, scan.noise, scan.spacing_mm)],
+        edge=config.patch,
+        held_out=0.0,
+        seed=scan.seed,
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    for step in range(config.steps):
+        generator = torch.Generator().manual_seed(scan.seed * 1_000_003 + step)
+        if 2 * step >= config.steps:
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE / 10
+        objective = ArDae(annealed(*SIGMA_A, step / config.steps))
+        loss = _loss(network, sampler, objective, settings, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network.eval()
+
+
+def _loss(
+    network: ScoreUNet,
+    sampler: PatchSampler,
+    objective: ArDae,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Tensor:
+    patch = sampler.draw(generator)
+    y = settings.compute.place(patch.augment(patch.u))
+    white = torch.randn(y.shape, generator=generator).to(y.device)
+
+    def score(v: Tensor) -> Tensor:
+        with settings.compute.autocast():
+            out: Tensor = network(v)
+        return out.float()
+
+    return objective.loss(score, y, white).mean()

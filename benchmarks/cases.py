@@ -1,0 +1,150 @@
+"""What is denoised: clean volumes, and the noise of each column of the table."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import nibabel as nib
+import torch
+from torch import Tensor
+
+from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
+from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.phantoms import brain_phantom, ct_phantom, pet_phantom
+
+FLOOR = 0.02
+"""Least clean value: Gamma and Poisson noise need a signal above zero."""
+
+BRIGHTEST = 0.999
+"""Quantile of a volume from a file that becomes 1; what is brighter is clipped."""
+
+CORRELATION_SD = 0.7
+"""Standard deviation, in voxels, of the Gaussian kernel that correlates the noise."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A clean volume (X, Y, Z) with values from 0.02 to 1, and its voxel spacing."""
+
+    name: str
+    x: Tensor
+    spacing_mm: tuple[float, ...]
+
+    def cropped(self, edge: int) -> Volume:
+        """The centre, at most ``edge`` voxels along each axis."""
+        middle = tuple(slice((n - min(n, edge)) // 2, (n + min(n, edge)) // 2) for n in self.x.shape)
+        return Volume(self.name, self.x[middle].clone(), self.spacing_mm)
+
+
+def phantom(name: str) -> Volume:
+    """One of the built-in anatomies."""
+    if name == "brain":
+        return Volume("brain phantom", brain_phantom(), (2.0, 2.0, 2.0))
+    if name == "ct":
+        hounsfield = ct_phantom()
+        return Volume("CT phantom", scaled(hounsfield, hounsfield.max()), (400 / 128, 300 / 96, 240 / 77))
+    pet = pet_phantom()
+    return Volume("PET phantom", scaled(pet.activity, pet.activity.max()), pet.spacing_mm)
+
+
+def from_file(path: Path) -> Volume:
+    """A clean NIfTI volume, named by its file."""
+    image = nib.load(path)
+    x = torch.tensor(image.get_fdata(), dtype=torch.float32)  # type: ignore[attr-defined]
+    bright = x.flatten()[:: 1 + x.numel() // 1_000_000].quantile(BRIGHTEST)
+    spacing = tuple(float(z) for z in image.header.get_zooms()[:3])  # type: ignore[attr-defined]
+    return Volume(path.name, scaled(x, bright), spacing)
+
+
+def scaled(x: Tensor, top: Tensor) -> Tensor:
+    """``x`` mapped linearly, its least value to 0.02 and ``top`` to 1, and clipped there."""
+    return FLOOR + (1 - FLOOR) * ((x - x.min()) / (top - x.min())).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kind of noise."""
+
+    title: str
+    law: NoiseModel
+    correlation: Correlation
+    quantum: float = 0.0
+
+    @property
+    def noise(self) -> ScanNoise:
+        """All there is to know of the noise."""
+        return ScanNoise(self.law, self.correlation, self.quantum)
+
+    def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a noisy volume."""
+        if self.correlation.is_white:
+            return self.law.sample(x, generator)
+        white = torch.randn(x.shape, generator=generator)
+        return x + self.law.variance(x).sqrt() * self.correlation.color(white)
+
+
+def _gaussian_kernel() -> Correlation:
+    line = torch.exp(-(torch.arange(-3, 4.0) ** 2) / (2 * CORRELATION_SD**2))
+    return Correlation.from_kernel(torch.einsum("i,j,k->ijk", line, line, line))
+
+
+WHITE = Correlation.white()
+COLUMNS: Mapping[str, Column] = MappingProxyType(
+    {
+        "g25": Column("G σ=25", Gaussian(25 / 255), WHITE),
+        "g50": Column("G σ=50", Gaussian(50 / 255), WHITE),
+        "p01": Column("Poisson .01", Poisson(0.01), WHITE, 0.01),
+        "p05": Column("Poisson .05", Poisson(0.05), WHITE, 0.05),
+        "k100": Column("Gamma 100", Gamma(100.0), WHITE),
+        "k50": Column("Gamma 50", Gamma(50.0), WHITE),
+        "c25": Column("correlated 25", Gaussian(25 / 255), _gaussian_kernel()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an arm is given.
+
+    Attributes
+    ----------
+    y
+        Noisy volume (X, Y, Z).
+    noise
+        Its noise, as the arm is told.
+    spacing_mm
+        Voxel spacing.
+    seed
+        Seed of everything random in the arm.
+    clean
+        The truth, for the arms that declare that they use it; ``None`` for all others.
+    """
+
+    y: Tensor
+    noise: ScanNoise
+    spacing_mm: tuple[float, ...]
+    seed: int
+    clean: Tensor | None = None
+
+    @property
+    def valid(self) -> Tensor:
+        """Voxels that the law can have produced."""
+        return self.noise.admits(self.y)
+
+    @property
+    def truth(self) -> Tensor:
+        """The clean volume; an arm that did not declare its use fails here."""
+        assert self.clean is not None, "this arm did not declare that it uses the clean volume"
+        return self.clean
+
+
+def scan_of(volume: Volume, column: str, seed: int) -> Scan:
+    """The noisy volume of one column and seed, with its truth."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + zlib.crc32(column.encode()))
+    kind = COLUMNS[column]
+    return Scan(kind.sample(volume.x, generator), kind.noise, volume.spacing_mm, seed, volume.x)
