@@ -179,6 +179,14 @@ def test_negative_power_of_a_poor_estimate_counts_as_none() -> None:
     close(Correlation.from_power(power).kernel, Correlation.from_power(clean).kernel)
 
 
+def test_a_spike_of_a_noisy_spectrum_makes_no_endless_ripple() -> None:
+    """The kernel fades towards its ends, where a measured spectrum has nothing to say."""
+    power = torch.ones(16)
+    power[3] = 50.0
+    kernel = Correlation.from_power(power).kernel
+    assert float(kernel[:2].abs().max()) < 0.03 * float(kernel.max())
+
+
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [(torch.full((2, 2), 0.5), r"odd sizes, got \(2, 2\)"), (torch.ones(3), "unit sum of squares")],
