@@ -39,8 +39,9 @@ SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
 
-STEP_RANGE = (0.5, 1.5)
-"""The step from SURE is kept within this range; beyond, the law does not hold and the figures say so."""
+STEP_RANGE = (0.5, 1.05)
+"""The step from SURE is kept within this range: far below, the law does not hold and the figures say so; above
+one, more than the noise would be taken away."""
 
 SD_SMOOTHING = 2
 """Radius in voxels of the mean filter on the variance map, whose single values are noisy."""
@@ -157,7 +158,8 @@ class Denoiser:
         law = self.noise.law
         shape = y.shape[: self.network.spatial_dims]
         y_flat = y.reshape(shape)
-        valid = law.support(y_flat) if valid is None else valid.reshape(shape) & law.support(y_flat)
+        admitted = self.noise.admits(y_flat)
+        valid = admitted if valid is None else valid.reshape(shape) & admitted
         u = to_unit(y_flat, valid, law)
         figures = self._measure(u, valid)
         x_hat = y_flat.clone()
@@ -240,13 +242,14 @@ class Denoiser:
 
         g = self._flip_averaged
         square, trace = mean([step_terms(g, p.u, correlation, w) for p, w in zip(patches, probes, strict=True)])
-        step = self._step(-trace / square)
+        best = -trace / square if square else 1.0
+        step = self._step(best)
 
         def stepped(v: Tensor) -> Tensor:
             return step * g(v)
 
         risk, variance = mean([risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)])
-        return Figures(step, -trace / square, risk / variance)
+        return Figures(step, best, risk / variance)
 
     def _flip_averaged(self, v: Tensor) -> Tensor:
         """``g`` of one whole patch (1, 1, spatial), averaged over flips."""
@@ -316,8 +319,10 @@ def to_unit(y: Tensor, valid: Tensor, law: NoiseModel) -> Tensor:
 def mean_filter(volume: Tensor, radius: int) -> Tensor:
     """Mean over a cube of ``2 radius + 1`` voxels; at the borders over the part inside."""
     pool = F.avg_pool3d if volume.ndim == 3 else F.avg_pool2d
-    mean: Tensor = pool(volume[None, None], 2 * radius + 1, stride=1, padding=radius, count_include_pad=False)
-    return mean[0, 0]
+    both = F.pad(torch.stack((volume, torch.ones_like(volume))), (radius, radius) * volume.ndim)
+    total, inside = pool(both[:, None], 2 * radius + 1, stride=1)[:, 0]
+    mean: Tensor = total / inside
+    return mean
 
 
 def _flips(dims: int) -> Flips:

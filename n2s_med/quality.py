@@ -48,7 +48,7 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     sums = torch.zeros(6, dtype=torch.float64)
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
     for planes, own in _slabs(len(y)):
-        keep = valid[planes] & noise.law.support(y[planes]) & noise.law.support(x_hat[planes])
+        keep = valid[planes] & noise.admits(y[planes]) & noise.law.support(x_hat[planes])
         r = torch.where(keep, _unit(y[planes], noise) - _unit(x_hat[planes], noise), 0.0).double()
         e = torch.where(keep, x_hat[planes], 0.0).double()
         inside = slice(0, own)
@@ -86,14 +86,13 @@ def _neighbours(shape: Sequence[int], axis: int, own: int) -> tuple[tuple[slice,
     return tuple(here), tuple(there)
 
 
-def verdicts(residual: Residual, noise: ScanNoise, figures: Figures) -> list[Verdict]:
-    """The trust checks of one denoised volume."""
+def verdicts(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures: Figures) -> list[Verdict]:
+    """The trust checks of one denoised volume (X, Y, Z)."""
+    residual = residual_of(y, x_hat, valid, noise)
+    dims = noise.correlation.kernel.ndim  # 2 for a volume of one slice
     excess = max(
-        (
-            abs(found - noise.correlation.autocorrelation([int(a == axis) for a in range(len(residual.neighbours))]))
-            for axis, found in enumerate(residual.neighbours)
-        ),
-        default=0.0,
+        abs(residual.neighbours[axis] - noise.correlation.autocorrelation([int(a == axis) for a in range(dims)]))
+        for axis in range(dims)
     )
     return [
         _verdict(
@@ -126,6 +125,12 @@ def verdicts(residual: Residual, noise: ScanNoise, figures: Figures) -> list[Ver
             (-0.15, 0.15),
             "what was taken away does not follow the image",
         ),
+        _verdict(
+            "maximum",
+            _peak_shift(y, x_hat, valid, noise),
+            (-4.0, 1.0),
+            "the highest value falls, as its share of noise goes, and by no more than four noise standard deviations",
+        ),
     ]
 
 
@@ -133,6 +138,12 @@ def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: 
     passed = bounds[0] <= value <= bounds[1]
     sentence = f"Holds: {expectation}." if passed else f"Does not hold: {expectation}."
     return Verdict(name, value, *bounds, passed, sentence)
+
+
+def _peak_shift(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
+    """How far the maximum moved, in noise standard deviations there."""
+    before, after = y[valid].max(), x_hat[valid].max()
+    return float((after - before) / noise.variance(before).sqrt())
 
 
 PERCENTILES: Sequence[float] = (1, 50, 99)

@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import n2s_med
+from n2s_med.atomic import check_free
 from n2s_med.compute import Compute
 from n2s_med.denoise import Denoised, DenoiseOptions, Denoiser
-from n2s_med.errors import N2SError, OutputError
+from n2s_med.errors import InputError, ModelError, NoiseLawError, OutputError
 from n2s_med.jobs.noise import NoiseRequest
-from n2s_med.jobs.train import Say, Scan, fit, scans_of
+from n2s_med.jobs.train import Say, Scan, fit, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.quality import quantities, residual_of, verdicts
 from n2s_med.report import JSONValue, Report, Verdict, write_report
@@ -125,42 +126,42 @@ class DenoiseJob:
         for volume, target in zip(contents.volumes, targets, strict=True):
             found = volume.meta["modality"]
             modality = forced or (modality_named(found) if found else None)
-            results.append(self._one(volume, target, modality, model, say))
+            try:
+                results.append(self._one(volume, target, modality, model, say))
+            except ModelError as error:
+                raise error.at(self.model or target) from error.__cause__
+            except (InputError, NoiseLawError) as error:
+                raise error.at(place_of(volume)) from error.__cause__
         return results
 
     def _targets(self, volumes: Sequence[MetaTensor]) -> list[Path]:
         """Where each scan goes; refused at once if something is there or the name does not fit the format."""
-        single = len(volumes) == 1
-        targets = []
-        for index, volume in enumerate(volumes, start=1):
-            nifti = volume.meta["format"] == "nifti"
-            if single:
-                target = self.output
-            else:
-                name = _slug(Path(volume.meta["source"][0]).name if nifti else f"{index:03d}_{volume.meta['label']}")
-                target = self.output / (name if nifti else _stem_name(name))
-            if nifti and not target.name.endswith(NIFTI):
+        targets = [self.output] if len(volumes) == 1 else [self.output / name for name in _names(volumes)]
+        for volume, target in zip(volumes, targets, strict=True):
+            if volume.meta["format"] == "nifti" and not target.name.lower().endswith(NIFTI):
                 raise OutputError(
-                    "the input is NIfTI, the output is no NIfTI name",
-                    remedy="end it in .nii.gz" if single else "give a folder of uniquely named scans",
-                    path=target,
+                    "the input is NIfTI, the output is no NIfTI name", remedy="end it in .nii.gz", path=target
                 )
-            if target.exists() and not self.overwrite:
-                raise OutputError("it exists already", remedy="choose another name or --overwrite", path=target)
-            targets.append(target)
+            self._check_apart(target)
+            check_free(target, overwrite=self.overwrite)
+            if self.options.sd_probes:
+                check_free(_sd_map_of(volume, target), overwrite=self.overwrite)
         return targets
+
+    def _check_apart(self, target: Path) -> None:
+        """Refuse an output in the input folder, which the next run would read, or around the input."""
+        source, output = self.source.resolve(), target.absolute().resolve()
+        if source == output or (self.source.is_dir() and source in output.parents):
+            raise OutputError("it is the input or lies inside it", remedy="choose a place outside it", path=target)
+        if output in source.parents:
+            raise OutputError("it holds the input", remedy="choose a place outside it", path=target)
 
     def _one(
         self, volume: MetaTensor, target: Path, modality: Modality | None, model: ScoreModel | None, say: Say
     ) -> Result:
         """Denoise one scan."""
         start, label = time.perf_counter(), volume.meta["label"]
-        try:
-            scans = scans_of(volume, modality, self.noise)
-        except N2SError as error:
-            if error.path is None:
-                raise type(error)(error.cause, remedy=error.remedy, path=volume.meta["source"][0]) from error
-            raise
+        scans = scans_of(volume, modality, self.noise)
         choice = scans[0].choice
         say(f"{label}: {choice.sentence}")
         tracker = open_tracker(
@@ -229,10 +230,9 @@ class DenoiseJob:
         sd_map = None
         deviations = [p.sd for p in parts if p.sd is not None]
         if deviations:
-            suffix = ".sd.dcm" if volume.meta["format"] == "dicom" and len(parts) == 1 else ".sd.nii.gz"
             sd_map = write_sd_map(
                 _like(volume, deviations),
-                stem.with_name(stem.name + suffix),
+                _sd_map_of(volume, target),
                 provenance=provenance,
                 overwrite=self.overwrite,
             )
@@ -240,9 +240,7 @@ class DenoiseJob:
         checks = [
             verdict
             for scan, part in zip(scans, parts, strict=True)
-            for verdict in verdicts(
-                residual_of(scan.y, part.x_hat, scan.valid, choice.noise), choice.noise, part.figures
-            )
+            for verdict in verdicts(scan.y, part.x_hat, scan.valid, choice.noise, part.figures)
         ]
         warnings = [
             *choice.warnings,
@@ -326,9 +324,29 @@ def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
     return out
 
 
+def _names(volumes: Sequence[MetaTensor]) -> list[str]:
+    """A name for each of several scans: that of a NIfTI file, numbered where it is taken; else a label."""
+    names: list[str] = []
+    for index, volume in enumerate(volumes, start=1):
+        numbered = f"{index:03d}_"
+        if volume.meta["format"] == "nifti":
+            name = _slug(Path(volume.meta["source"][0]).name)
+            taken = {_stem_name(other).lower() for other in names}
+            names.append(numbered + name if _stem_name(name).lower() in taken else name)
+        else:
+            names.append(numbered + _slug(volume.meta["label"]))
+    return names
+
+
+def _sd_map_of(volume: MetaTensor, target: Path) -> Path:
+    """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
+    nifti = volume.meta["format"] == "nifti" or len(volume) > 1 or target.name.lower().endswith(NIFTI)
+    return target.with_name(_stem_name(target.name) + (".sd.nii.gz" if nifti else ".sd.dcm"))
+
+
 def _stem_name(name: str) -> str:
     for suffix in NIFTI:
-        if name.endswith(suffix):
+        if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.modalities import Modality
-from n2s_med.noise import law_named
+from n2s_med.noise import LAWS, law_named
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.estimate import Estimate, estimate, quantum_of
 from n2s_med.noise.scan import ScanNoise
@@ -48,6 +49,8 @@ class NoiseRequest:
         if self.law == AUTO and self.parameters:
             given = ", ".join(f"--{p}" for p in self.parameters)
             raise ConfigurationError(f"{given} was given without its law", remedy="name it with --noise")
+        if self.parameters or self.law not in (AUTO, *LAWS):
+            law_named(self.law, **self.parameters)  # unknown laws and parameters fail before anything is read
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class NoiseChoice:
         out: dict[str, JSONValue] = {"law": self.noise.law.name, **self.noise.law.parameters}
         out["correlated"] = not self.noise.correlation.is_white
         out["whole_counts"] = self.noise.quantum > 0
+        if math.isfinite(self.noise.floor):
+            out["left_as_it_is_below_units"] = self.noise.floor
         if self.measured is not None:
             found = self.measured
             out["level_interval_95"] = list(found.level_interval)
@@ -120,7 +125,7 @@ def choose_noise(
         )
     noise = found.noise
     if request.correlation == "white":
-        noise = ScanNoise(noise.law, Correlation.white(y.ndim), noise.quantum)
+        noise = replace(noise, correlation=Correlation.white(noise.correlation.kernel.ndim))
     warnings += _rician(y, valid, noise, modality)
     return NoiseChoice(noise, found, _sentence(found, noise), tuple(warnings))
 
@@ -150,7 +155,9 @@ def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: Noise
             correlation = found.noise.correlation
         except InputError:
             warnings.append("The scan shows too little noise to measure its correlation: taken as white.")
-    noise = ScanNoise(law, correlation, quantum_of(y[valid], law))
+    quantum = quantum_of(y[valid], law)
+    floor = -math.inf if quantum or found is None else found.noise.floor
+    noise = ScanNoise(law, correlation, quantum, floor)
     return NoiseChoice(noise, found, f"{law}, as given; {_correlation(noise)}", tuple(warnings))
 
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 import n2s_med
 from n2s_med import pictures
-from n2s_med.atomic import whole
+from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions, Denoiser, to_unit
-from n2s_med.errors import InputError, OutputError
+from n2s_med.errors import InputError, NoiseLawError, OutputError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.score import ANY, ScoreModel
@@ -62,7 +62,8 @@ class Scan:
     def unit(self, seed: int) -> UnitVolume:
         """The volume in the unit-noise domain, as training sees it."""
         shape, noise = self.y.shape[: self.spatial_dims], self.choice.noise
-        y, valid = self.y.reshape(shape), self.valid.reshape(shape) & noise.law.support(self.y.reshape(shape))
+        y = self.y.reshape(shape)
+        valid = self.valid.reshape(shape) & noise.admits(y)
         generator = torch.Generator().manual_seed(seed)
         spacing = tuple(self.volume.meta["spacing_mm"])[: self.spatial_dims]
         return UnitVolume(to_unit(noise.dequantised(y, generator), valid, noise.law), valid, noise, spacing)
@@ -83,6 +84,12 @@ def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseReques
     for y, inside in zip(plain, valid, strict=True):
         choice.noise.law.check(y[inside])
     return [Scan(y, inside, choice, volume) for y, inside in zip(plain, valid, strict=True)]
+
+
+def place_of(volume: MetaTensor) -> Path:
+    """The file of a volume, or the folder of its files: what an error about it names."""
+    files = [Path(name) for name in volume.meta["source"]]
+    return files[0] if len(set(files)) == 1 else files[0].parent
 
 
 def fit(
@@ -198,6 +205,7 @@ class TrainJob:
         model_file = self.out / "model.pt"
         if model_file.exists() and not self.overwrite:
             raise OutputError("there is a model already", remedy="give another --out or --overwrite", path=self.out)
+        check_free(model_file, overwrite=True)
         if self.overwrite:
             for name in ("model.pt", "card.json", "checkpoint.pt", "run.json"):
                 (self.out / name).unlink(missing_ok=True)
@@ -239,7 +247,10 @@ class TrainJob:
                 if found not in (None, modality.name):
                     say(f"left out: {label}: it is {found}, not {modality.name}")
                     continue
-                new = scans_of(volume, modality, self.noise)
+                try:
+                    new = scans_of(volume, modality, self.noise)
+                except (InputError, NoiseLawError) as error:
+                    raise error.at(place_of(volume)) from error.__cause__
                 if scans and new[0].spatial_dims != scans[0].spatial_dims:
                     say(f"left out: {label}: single slices and volumes do not train together")
                     continue

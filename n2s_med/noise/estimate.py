@@ -171,8 +171,10 @@ def estimate(
     )
     if max(map(abs, neighbours)) < WHITE_BELOW:
         correlation = Correlation.white(y.ndim)
+    quantum = quantum_of(y[valid], noise_law)
+    floor = -math.inf if noise_law.variance_power == 0 or quantum else points.air()
     return Estimate(
-        noise=ScanNoise(noise_law, correlation, quantum_of(y[valid], noise_law)),
+        noise=ScanNoise(noise_law, correlation, quantum, floor),
         level_interval=level_interval,
         power=fits.power,
         power_interval=_power_interval(points, generator) if not signed else (float("nan"),) * 2,
@@ -242,7 +244,11 @@ class _Points:
         return elsewhere if self.where(dark).floor() - elsewhere.floor() < 2 * math.log(LESS_NOISE) else self
 
     def not_air(self) -> _Points:
-        return self.where(self.mean > AIR * self.mean.quantile(0.99).clamp_min(0))
+        return self.where(self.mean > self.air())
+
+    def air(self) -> float:
+        """Intensity below which there is air."""
+        return AIR * max(float(self.mean.quantile(0.99)), 0.0)
 
 
 def _log_chi2_quantile(share: float, degrees: float) -> float:

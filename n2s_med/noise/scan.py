@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +25,19 @@ class ScanNoise:
     quantum
         Width of the lattice that the values lie on where it is no finer than the noise (whole counts of a
         Poisson law), in the units of the scan; 0 where values are as good as continuous.
+    floor
+        Lowest intensity for which the law was measured. Below lies air, whose noise a power law cannot tell;
+        such voxels are left as they are.
     """
 
     law: NoiseModel
     correlation: Correlation
     quantum: float = 0.0
+    floor: float = -math.inf
+
+    def admits(self, y: Tensor) -> Tensor:
+        """Boolean mask of the values to which the law applies; NaN stays in it, to be refused."""
+        return self.law.support(y) & ~(y < self.floor)
 
     def dequantised(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """``y`` spread evenly over its lattice's cells, so that its density has a score."""

@@ -21,6 +21,12 @@ HELD_OUT_CONTEXT = 12
 HELD_OUT_BLOCKS = 32
 """Size of a held-out block, of the context around it that its figure sees, and how many there are at most."""
 
+STRATA = 8
+PLACES = 512
+STRATIFIED = 0.3
+"""Intensity bins, voxels remembered in each, and share of the patches laid on one of them: so small hot spots
+are learned too."""
+
 DRAWS = 10
 """How often a patch that is mostly padding, or without noise, is drawn anew."""
 
@@ -130,7 +136,9 @@ class PatchSampler:
         self.shares = torch.tensor([float(v.valid.sum()) for v in volumes], dtype=torch.float64)
         self.orders = [v.axis_orders() for v in volumes]
         self.weights = [v.valid.clone() for v in volumes]
-        self.held_out = self._hold_out(held_out, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        self.held_out = self._hold_out(held_out, generator)
+        self.places = [_places(v.u, w, generator) for v, w in zip(volumes, self.weights, strict=True)]
 
     def _hold_out(self, fraction: float, generator: torch.Generator) -> list[HeldOut]:
         """Cut blocks out of the loss weights until ``fraction`` of the voxels is reached."""
@@ -157,7 +165,13 @@ class PatchSampler:
         """Draw one patch; volumes come in proportion to their voxels."""
         index = int(torch.multinomial(self.shares, 1, generator=generator))
         volume = self.volumes[index]
-        corner = self._corner(volume, (self.edge,) * volume.u.ndim, generator)
+        edges = (self.edge,) * volume.u.ndim
+        if float(torch.rand((), generator=generator)) < STRATIFIED:
+            strata = self.places[index]
+            places = strata[int(torch.randint(len(strata), (), generator=generator))]
+            corner = _corner_by(_one_of(places, generator), edges, volume.u.shape, generator)
+        else:
+            corner = self._corner(volume, edges, generator)
         cut = tuple(slice(c, c + self.edge) for c in corner)
         orders = self.orders[index]
         order = orders[int(torch.randint(len(orders), (), generator=generator))]
@@ -189,12 +203,38 @@ class PatchSampler:
         """A corner whose block holds a random valid voxel: first its plane is drawn, then its place there."""
         per_plane = volume.valid.flatten(1).sum(1).double()
         plane = int(torch.multinomial(per_plane, 1, generator=generator))
-        places = volume.valid[plane].nonzero()
-        place = places[int(torch.randint(len(places), (), generator=generator))].tolist()
-        return tuple(
-            min(max(0, v - int(torch.randint(e, (), generator=generator))), max(0, n - e))
-            for v, e, n in zip((plane, *place), edges, volume.u.shape, strict=True)
-        )
+        place = _one_of(volume.valid[plane].nonzero(), generator)
+        return _corner_by((plane, *place), edges, volume.u.shape, generator)
+
+
+def _one_of(places: Tensor, generator: torch.Generator) -> tuple[int, ...]:
+    """One of the voxels in the rows of ``places``."""
+    return tuple(places[int(torch.randint(len(places), (), generator=generator))].tolist())
+
+
+def _corner_by(
+    voxel: Sequence[int], edges: Sequence[int], shape: Sequence[int], generator: torch.Generator
+) -> tuple[int, ...]:
+    """A random corner whose block holds ``voxel``."""
+    return tuple(
+        min(max(0, v - int(torch.randint(e, (), generator=generator))), max(0, n - e))
+        for v, e, n in zip(voxel, edges, shape, strict=True)
+    )
+
+
+def _places(u: Tensor, learned: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Learned voxels of evenly spaced intensities, rows of (number, axes) for each that there is."""
+    inside = u[learned]
+    bounds = torch.linspace(float(inside.min()), float(inside.max()), STRATA + 1)[1:-1]
+    stratum = torch.bucketize(u, bounds).to(torch.uint8).masked_fill(~learned, STRATA).flatten()
+    places = []
+    for number, count in enumerate(stratum.bincount(minlength=STRATA + 1)[:STRATA].tolist()):
+        if count:
+            sparse = stratum[:: 1 + count // (8 * PLACES)] == number
+            found = sparse.nonzero()[:, 0] * (1 + count // (8 * PLACES))
+            chosen = found[torch.randperm(len(found), generator=generator)[:PLACES]]
+            places.append(torch.stack(torch.unravel_index(chosen, u.shape), dim=1))
+    return [rows for rows in places if len(rows)]
 
 
 def _held_out_edges(volume: UnitVolume) -> tuple[int, ...]:

@@ -41,12 +41,12 @@ def step_terms(g: Function, u: Tensor, correlation: Correlation, white: Tensor) 
 
 
 def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
-    """Estimated squared error and noise variance per voxel, both in squared units of the scan.
+    """Estimated squared error and noise variance per voxel, in one unit; their means' quotient is the risk.
 
-    ``|f - y|² - V + 2 b (∂f/∂y) b`` with ``f(y) = E[x given y]`` and ``b = sqrt(V(y)) L w``: SURE for
-    Gaussian noise (Stein 1981), and to first order in the step of one count PURE for Poisson noise (Le
-    Montagner, Angelini & Olivo-Marin 2014). The mean of the first over the mean of the second is the
-    remaining error in units of the noise variance.
+    SURE in the unit-noise domain, ``|L g|² + 2 (L w)(L ∂g/∂u L w) + 1`` over 1 (Stein 1981). Whole counts
+    do not have unit variance there when they are few, so for them it is PURE in the scan's own units, to
+    first order in the step of one count: ``|f - y|² - V + 2 b (∂f/∂y) b`` over ``V`` with ``f(y) = x_hat``
+    and ``b = sqrt(V(y)) L w`` (Le Montagner, Angelini & Olivo-Marin 2014).
 
     Parameters
     ----------
@@ -59,15 +59,21 @@ def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple
     white
         N(0, I) or ±1 probe, same shape.
     """
+    if noise.quantum > 0:
+        return _pure_terms(g, u, noise, white)
+    square, trace = step_terms(g, u, noise.correlation, white)
+    return square + 2 * trace + 1, torch.ones_like(square)
+
+
+def _pure_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
     law, color = noise.law, noise.correlation.color
     y = law.from_unit(u)
     variance = noise.variance(y)
-    smallest = variance.sqrt().min()
+    lowest = EDGE * variance.sqrt().min() - torch.as_tensor(law.shift)
 
     def estimate(values: Tensor) -> Tensor:
-        if law.variance_power > 0:
-            values = torch.maximum(values, EDGE * smallest - torch.as_tensor(law.shift))
-        return law.mean_from_unit(values, color(g(law.to_unit(values))))
+        counts = torch.maximum(values, lowest)
+        return law.mean_from_unit(counts, color(g(law.to_unit(counts))))
 
     probe = variance.sqrt() * color(white)
     return (estimate(y) - y).square() - variance + 2 * probe * response(estimate, y, probe), variance
