@@ -226,7 +226,7 @@ def _places(u: Tensor, learned: Tensor, generator: torch.Generator) -> list[Tens
     """Learned voxels of evenly spaced intensities, rows of (number, axes) for each that there is."""
     inside = u[learned]
     bounds = torch.linspace(float(inside.min()), float(inside.max()), STRATA + 1)[1:-1]
-    stratum = torch.bucketize(u, bounds).to(torch.uint8).masked_fill(~learned, STRATA).flatten()
+    stratum = torch.bucketize(u.contiguous(), bounds).to(torch.uint8).masked_fill(~learned, STRATA).flatten()
     places = []
     for number, count in enumerate(stratum.bincount(minlength=STRATA + 1)[:STRATA].tolist()):
         if count:
