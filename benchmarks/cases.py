@@ -55,9 +55,9 @@ def phantom(name: str) -> Volume:
 def from_file(path: Path) -> Volume:
     """A clean NIfTI volume, named by its file."""
     image = nib.load(path)
-    x = torch.tensor(image.get_fdata(), dtype=torch.float32)  # type: ignore[attr-defined]
+    x = torch.tensor(image.get_fdata(), dtype=torch.float32)
     bright = x.flatten()[:: 1 + x.numel() // 1_000_000].quantile(BRIGHTEST)
-    spacing = tuple(float(z) for z in image.header.get_zooms()[:3])  # type: ignore[attr-defined]
+    spacing = tuple(float(z) for z in image.header.get_zooms()[:3])
     return Volume(path.name, scaled(x, bright), spacing)
 
 

@@ -11,6 +11,8 @@ that was killed goes on from its cache. The tables go between the markers of ``-
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import os
 import shlex
 import sys
@@ -28,9 +30,13 @@ from skimage.metrics import structural_similarity
 from table import Cache, Record, markdown, write_between_markers
 from torch import Tensor
 
+import n2s_med
 from n2s_med.compute import Compute, set_threads
 from n2s_med.errors import N2SError
 from n2s_med.training import TrainingConfig
+
+TRAINS = ("noise", "score", "training")
+"""Folders of the package on which a trained arm's result depends."""
 
 EDGE = 0.1
 """Difference of neighbouring voxels that counts as an edge when a volume's roughness is told."""
@@ -71,6 +77,7 @@ def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
     set_threads(options.threads)
     overrides = dict(pair.split("=", 1) for pair in options.set)
     settings = Settings(TrainingConfig.from_mapping({**overrides, "steps": options.steps}), Compute.choose())
+    code_hash()  # of what is loaded now, whatever happens to the files during the run
     cache = Cache(options.cache)
     records = []
     for volume in _volumes(options):
@@ -100,6 +107,7 @@ def _result(volume: Volume, column: str, arm: str, seed: int, settings: Settings
         "arm": arm,
         "seed": seed,
         "training": {**training, "channels": list(training["channels"])} if training else {},
+        "code": code_hash() if ARMS[arm].trains else "",
     }
     kept = cache.get(**key)
     if kept:
@@ -143,6 +151,16 @@ def roughness(x: Tensor) -> float:
     return float((steps > EDGE).float().mean())
 
 
+@functools.cache
+def code_hash() -> str:
+    """Short SHA-256 over the package's sources: networks trained by other code are not in the same table."""
+    digest = hashlib.sha256()
+    root = Path(n2s_med.__file__).parent
+    for path in sorted([root / "denoise.py", *(p for d in TRAINS for p in (root / d).glob("*.py"))]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
+
+
 # -- the document ----------------------------------------------------------------------------------------
 
 
@@ -164,7 +182,7 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         {config.patch}³ patch, and averages eight flips. Ours, and MC-SURE, pass each patch twice (an antithetic
         pair, a probe); a row says how the supervised arm does on two patches a step. The clean volume is used for
         scoring, by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other
-        arms are not given it. Times are CPU times.""",
+        arms are not given it. Times are CPU times. Code {code_hash()}.""",
     )
     text = "\n\n".join(textwrap.fill(" ".join(p.split()), 120) for p in paragraphs)
     return f"""\

@@ -16,7 +16,7 @@ from n2s_med.atomic import whole
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 
 Record = Mapping[str, Any]
-KEY = ("volume", "shape", "column", "arm", "seed", "training")
+KEY = ("volume", "shape", "column", "arm", "seed", "training", "code")
 """What a record is told apart by."""
 
 REFERENCES = ("supervised", "supervised2", "bm4d", "n2v", "paper")
