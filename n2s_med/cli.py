@@ -54,19 +54,20 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from n2s_med.denoise import DenoiseOptions
     from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
 
+    config = _config(arguments)
     job = DenoiseJob(
         source=arguments.input,
         output=arguments.output,
         model=arguments.model,
         modality=arguments.modality,
         noise=_noise(arguments),
-        config=_config(arguments),
+        config=config,
         options=DenoiseOptions(
             flips=not arguments.no_flips,
             formula=arguments.formula,
             tile_voxels=arguments.tile_voxels,
             sd_probes=SD_PROBES if arguments.sd_map else 0,
-            seed=arguments.seed,
+            seed=config.seed,
         ),
         compute=_compute(arguments),
         overwrite=arguments.overwrite,
@@ -164,6 +165,10 @@ def _config(arguments: argparse.Namespace) -> TrainingConfig:
             ) from error
         if not isinstance(values, dict):
             raise ConfigurationError("no JSON object", remedy="give training keys and values", path=arguments.config)
+        try:
+            TrainingConfig.from_mapping(values)
+        except ConfigurationError as error:
+            raise error.at(arguments.config) from None
     for pair in arguments.set:
         key, _, value = pair.partition("=")
         try:
@@ -237,7 +242,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=_positive, help="step budget of training, instead of a time budget")
     group.add_argument("--config", type=Path, help="JSON file of training keys")
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one training key")
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    group.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     group.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores of this process)")

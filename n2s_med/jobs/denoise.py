@@ -142,6 +142,7 @@ class DenoiseJob:
                 raise OutputError(
                     "the input is NIfTI, the output is no NIfTI name", remedy="end it in .nii.gz", path=target
                 )
+            check_free(target, overwrite=True)  # the name is usable at all
             self._check_apart(target)
             check_free(target, overwrite=self.overwrite)
             if self.options.sd_probes:

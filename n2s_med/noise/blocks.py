@@ -18,14 +18,11 @@ MOST_BLOCKS = 12_000
 CLIPPED = 0.3
 """A block with more voxels than this at the lowest or highest value of the volume is clipped."""
 
-CLIPPED_COUNTS = 0.9
-"""The same for whole counts, where zero is a value as good as any."""
+CLIPPED_AT_ZERO = 0.9
+"""The same where the lowest value is zero, which may be a count as good as any."""
 
 FLAT = 0.3
 """Share of the blocks kept in each of the two choices of flat ones."""
-
-MOST_COUNTS = 2_000
-"""Data with more distinct values are no counts that matter."""
 
 BINS = 12
 FEWEST_IN_BIN = 40
@@ -89,7 +86,7 @@ def blocks_of(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], generator: 
     order = torch.randperm(len(corners), generator=generator)[: 3 * MOST_BLOCKS]
     cut = _windows(y, shape)[tuple(corners[order].T)].double().flatten(1)
     clipped = torch.maximum((cut == low).double().mean(1), (cut == high).double().mean(1))
-    cut = cut[(clipped <= (CLIPPED if lattice_of(inside) == 0 else CLIPPED_COUNTS)) & (cut.std(1) > 0)]
+    cut = cut[(clipped <= (CLIPPED if low != 0 else CLIPPED_AT_ZERO)) & (cut.std(1) > 0)]
     cut = cut[:MOST_BLOCKS]
     spectrum = cut.view(-1, *shape)
     for axis, size in enumerate(shape, start=1):
@@ -97,16 +94,6 @@ def blocks_of(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], generator: 
     grid = torch.meshgrid(*(torch.arange(n) / max(n - 1, 1) for n in shape), indexing="ij")
     frequency = torch.stack(grid).square().sum(0).sqrt().flatten()
     return Blocks(cut.mean(1), spectrum.flatten(1).square(), frequency, shape)
-
-
-def lattice_of(values: Tensor) -> float:
-    """Width of the lattice that few-valued data lie on from zero up (whole counts), or 0 if none."""
-    some = values[:: 1 + values.numel() // 100_000].double()
-    some = torch.unique(some)
-    if len(some) > MOST_COUNTS or len(some) < 3 or float(some[0]) < 0:
-        return 0.0
-    width = float(some.diff().min())
-    return width if float((some / width - (some / width).round()).abs().max()) < 0.02 else 0.0
 
 
 def _windows(volume: Tensor, shape: tuple[int, ...]) -> Tensor:

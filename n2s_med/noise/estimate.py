@@ -17,7 +17,7 @@ from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.noise import LAWS, Gamma, Gaussian, NoiseModel, Poisson, Tweedie
-from n2s_med.noise.blocks import blocks_of, degrees_of_freedom, lattice_of, noise_spectrum, variance_of
+from n2s_med.noise.blocks import blocks_of, degrees_of_freedom, noise_spectrum, variance_of
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 
@@ -68,6 +68,10 @@ LESS_NOISE = 0.6
 
 SNAP = 0.5
 """A gain this near (in logarithm) to the lattice of the values is the lattice: the values are counts."""
+
+FEW_COUNTS = 20
+ON_LATTICE = 0.9
+"""Values below so many counts are looked at, and the mean cosine from which they are whole counts."""
 
 EXPONENTS: Mapping[str, float] = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}
 """Exponent of each law that has a fixed one."""
@@ -161,8 +165,7 @@ def estimate(
     fits = _law_fits(points, signed)
     chosen = law or min(fits.misfit, key=fits.misfit.__getitem__)
     noise_law, level_interval = _level(points, chosen, fits.power, generator)
-    width = lattice_of(y[valid])
-    if isinstance(noise_law, Poisson) and width and abs(math.log(float(noise_law.gain) / width)) < SNAP:
+    if chosen == "poisson" and (width := _lattice_near(y[valid], noise_law.parameters["gain"])):
         noise_law, level_interval = Poisson(width), (1.0, 1.0)
     correlation = Correlation.from_power(power.view(blocks.shape))
     neighbours = tuple(
@@ -353,6 +356,25 @@ def _level(
 
 def quantum_of(values: Tensor, law: NoiseModel) -> float:
     """Width of the count lattice where ``values`` are whole counts of a Poisson law, else 0."""
-    width = lattice_of(values)
     gain = law.parameters.get("gain", 0.0)
+    width = _lattice_near(values, gain) if gain else 0.0
     return width if width and abs(gain / width - 1) < 0.02 else 0.0
+
+
+def _lattice_near(values: Tensor, gain: float) -> float:
+    """Width of the lattice from zero up that ``values`` lie on, within a factor of ``exp(SNAP)`` of ``gain``, or 0.
+
+    The lattice is where the mean of ``cos(2π y / width)`` over the lowest counts peaks at nearly one.
+    """
+    some = values[:: 1 + values.numel() // 200_000].double()
+    some = some[(some > 0.5 * gain * math.exp(-SNAP)) & (some < FEW_COUNTS * gain)]
+    if len(some) < FEWEST_BLOCKS:
+        return 0.0
+    some = some[:: 1 + len(some) // 5_000]
+    widths = gain * torch.linspace(-SNAP, SNAP, 2_001, dtype=torch.float64).exp()
+    for _ in range(3):
+        concordance = torch.cos(2 * math.pi * some / widths[:, None]).mean(1)
+        best = int(concordance.argmax())
+        step = float(widths[1] / widths[0]) ** 0.02
+        widths = widths[best] * step ** torch.arange(-100, 101, dtype=torch.float64)
+    return float(widths[100]) if float(concordance[best]) > ON_LATTICE else 0.0

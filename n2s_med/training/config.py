@@ -59,15 +59,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for key in ("seconds", "patch", "patches", "sigma_a", "learning_rate", "checks", "patience"):
             if not 0 < getattr(self, key) < math.inf:
-                raise ConfigurationError(f"training key {key} must be above zero and finite, got {getattr(self, key)}")
+                raise _out_of_range(key, getattr(self, key), "a number above zero")
         for key in ("steps", "seed"):
             if getattr(self, key) < 0:
-                raise ConfigurationError(f"training key {key} must not be negative, got {getattr(self, key)}")
+                raise _out_of_range(key, getattr(self, key), "a number of zero or above")
         for key in ("ema", "held_out"):
             if not 0 <= getattr(self, key) < 1:
-                raise ConfigurationError(f"training key {key} must lie in [0, 1), got {getattr(self, key)}")
+                raise _out_of_range(key, getattr(self, key), "a number from 0 up to but without 1")
         if not self.channels or min(self.channels) < 1:
-            raise ConfigurationError(f"training key channels must be positive numbers, got {self.channels}")
+            raise _out_of_range("channels", self.channels, "a list of numbers above zero")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -97,4 +97,11 @@ def _converted(key: str, value: Any, default: Any) -> Any:
             raise ValueError
         return type(default)(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigurationError(f"training key {key} takes a value like {default!r}, got {value!r}") from error
+        raise _out_of_range(key, value, f"a value like {default!r}") from error
+
+
+def _out_of_range(key: str, value: Any, wanted: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"training key {key} takes {wanted}, got {value!r}",
+        remedy="correct it on the command line or in the configuration file",
+    )
