@@ -94,7 +94,9 @@ def noisy(law: NoiseModel | None = None, shape: Sequence[int] = (20, 20, 20), se
 def nifti(path: Path, values: Any = None, *, affine: Any = None, units: str = "mm") -> Path:
     """Write a NIfTI image; by default a noisy ball."""
     values = noisy() if values is None else values
-    image = nib.Nifti1Image(np.asarray(values, dtype=np.float32), np.diag((2.0, 2.0, 3.0, 1.0)) if affine is None else affine)
+    image = nib.Nifti1Image(
+        np.asarray(values, dtype=np.float32), np.diag((2.0, 2.0, 3.0, 1.0)) if affine is None else affine
+    )
     image.header.set_xyzt_units(units, "sec")
     nib.save(image, path)
     return path

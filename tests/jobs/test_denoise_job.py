@@ -202,9 +202,7 @@ def test_the_tile_size_does_not_matter(run: Run, scan: Path, tmp_path: Path) -> 
         output = tmp_path / f"{voxels}.nii.gz"
         assert denoise(run, scan, output, "--noise", "gaussian", "--tile-voxels", voxels, "--sd-map").code == 0
     for end in (".nii.gz", ".sd.nii.gz"):
-        np.testing.assert_allclose(
-            values_of(tmp_path / f"4000{end}"), values_of(tmp_path / f"1000000{end}"), atol=2e-3
-        )
+        np.testing.assert_allclose(values_of(tmp_path / f"4000{end}"), values_of(tmp_path / f"1000000{end}"), atol=2e-3)
 
 
 def test_strict_tells_of_a_failed_check_by_the_exit_code(run: Run, scan: Path, tmp_path: Path) -> None:
