@@ -151,7 +151,10 @@ class PatchSampler:
             edges = _held_out_edges(volume)
             corner = self._corner(volume, edges, generator)
             block = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
-            self.weights[index][block] = False
+            weights = self.weights[index]
+            if 2 * int(weights[block].sum()) > int(weights.sum()):
+                continue  # a small organ would leave nothing to learn from
+            weights[block] = False
             around = tuple(
                 slice(max(0, s.start - HELD_OUT_CONTEXT), min(n, s.stop + HELD_OUT_CONTEXT))
                 for s, n in zip(block, volume.u.shape, strict=True)

@@ -194,6 +194,16 @@ def test_small_volumes_keep_voxels_to_learn_from(shape: tuple[int, ...]) -> None
     assert float(source.weights[0].float().mean()) > 0.5
 
 
+@pytest.mark.parametrize("held_out", [0.04, 0.5])
+def test_small_organs_keep_voxels_to_learn_from(held_out: float) -> None:
+    valid = torch.zeros(200, 200, dtype=torch.bool)
+    valid[150:160, 20:30] = True
+    for seed in range(20):
+        source = sampler(volume(200, 200, valid=valid), edge=24, held_out=held_out, seed=seed)
+        assert source.weights[0].any()
+        assert source.draw(seeded()).weight.any()
+
+
 def test_sampler_leaves_the_volume_alone() -> None:
     one = volume(30, 30, 30)
     sampler(one, held_out=0.2)
