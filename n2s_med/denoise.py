@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from n2s_med.compute import Compute
 from n2s_med.errors import InputError
-from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.patches import PatchSampler, UnitVolume
@@ -160,7 +159,7 @@ class Denoiser:
         y_flat = y.reshape(shape)
         admitted = self.noise.admits(y_flat)
         valid = admitted if valid is None else valid.reshape(shape) & admitted
-        u = to_unit(y_flat, valid, law)
+        u = to_unit(y_flat, valid, self.noise)
         figures = self._measure(u, valid)
         x_hat = y_flat.clone()
         sd = torch.zeros_like(y_flat) if self.options.sd_probes else None
@@ -296,8 +295,17 @@ class Denoiser:
         return self._color(torch.stack(planes), outer, core)
 
 
-def to_unit(y: Tensor, valid: Tensor, law: NoiseModel) -> Tensor:
+def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:
     """``T(y)`` in float32, with padding filled by the low end of the valid values.
+
+    Parameters
+    ----------
+    y, valid
+        Volume in the units of the scan, and where it holds data.
+    noise
+        Its noise.
+    generator
+        Spreads whole counts over their cells, for training; without it they stay what they are.
 
     Raises
     ------
@@ -311,9 +319,10 @@ def to_unit(y: Tensor, valid: Tensor, law: NoiseModel) -> Tensor:
         raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
     if bool((inside == inside[0]).all()):
         raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
-    law.check(inside)
+    noise.law.check(inside)
     low = inside[:: 1 + inside.numel() // 100_000].quantile(0.01)
-    return law.to_unit(torch.where(valid, y, low)).float()
+    filled = torch.where(valid, y, low)
+    return noise.law.to_unit(noise.dequantised(filled, generator) if generator else filled).float()
 
 
 def mean_filter(volume: Tensor, radius: int) -> Tensor:

@@ -24,7 +24,10 @@ PLANES = 16
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual ``T(y) - T(x_hat)`` in noise standard deviations, over the valid voxels.
+    """The residual in noise standard deviations, over the valid voxels.
+
+    It is ``T(y) - T(x_hat)``; for whole counts, whose ``T`` has no unit variance when they are few, it is
+    ``y - x_hat`` over the root of the mean of ``V(x_hat)``.
 
     Attributes
     ----------
@@ -47,9 +50,14 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     dims = range(y.ndim)
     sums = torch.zeros(6, dtype=torch.float64)
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
+    unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
     for planes, own in _slabs(len(y)):
         keep = valid[planes] & noise.admits(y[planes]) & noise.law.support(x_hat[planes])
-        r = torch.where(keep, _unit(y[planes], noise) - _unit(x_hat[planes], noise), 0.0).double()
+        if unit is None:
+            difference = _unit(y[planes], noise) - _unit(x_hat[planes], noise)
+        else:
+            difference = (y[planes] - x_hat[planes]) / unit
+        r = torch.where(keep, difference, 0.0).double()
         e = torch.where(keep, x_hat[planes], 0.0).double()
         inside = slice(0, own)
         terms = (keep.double(), r, r * r, e, e * e, r * e)
@@ -64,6 +72,11 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     neighbours = (lagged / pairs.clamp_min(1) - mean**2) / variance * (pairs > 0)
     with_estimate = (re / n - mean * e1 / n) / math.sqrt(variance * spread)
     return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate)
+
+
+def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
+    """Root of the mean noise variance at ``x_hat``."""
+    return float(noise.law.variance(x_hat[valid]).mean(dtype=torch.float64).clamp_min(1e-30).sqrt())
 
 
 def _unit(values: Tensor, noise: ScanNoise) -> Tensor:
@@ -94,13 +107,14 @@ def verdicts(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures:
         abs(residual.neighbours[axis] - noise.correlation.autocorrelation([int(a == axis) for a in range(dims)]))
         for axis in range(dims)
     )
+    step = _verdict(
+        "step length",
+        figures.step_sure,
+        (0.8, 1.25),
+        "Stein's identity puts the best step along the score at one where law and level hold",
+    )
     return [
-        _verdict(
-            "step length",
-            figures.step_sure,
-            (0.8, 1.25),
-            "Stein's identity puts the best step along the score at one where law and level hold",
-        ),
+        *([] if noise.quantum else [step]),
         _verdict(
             "residual variance",
             residual.variance + figures.risk,

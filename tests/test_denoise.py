@@ -348,7 +348,7 @@ def test_padding_is_filled_with_the_low_end() -> None:
     y = torch.arange(1000.0).reshape(10, 10, 10)
     valid = torch.ones_like(y, dtype=torch.bool)
     valid[0, 0, :5] = False
-    u = to_unit(y, valid, Gaussian(2.0))
+    u = to_unit(y, valid, ScanNoise(Gaussian(2.0), Correlation.white()))
     assert u.dtype == torch.float32
     torch.testing.assert_close(u[valid], y[valid] / 2)
     assert u[~valid].unique().numel() == 1

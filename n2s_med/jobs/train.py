@@ -66,7 +66,7 @@ class Scan:
         valid = self.valid.reshape(shape) & noise.admits(y)
         generator = torch.Generator().manual_seed(seed)
         spacing = tuple(self.volume.meta["spacing_mm"])[: self.spatial_dims]
-        return UnitVolume(to_unit(noise.dequantised(y, generator), valid, noise.law), valid, noise, spacing)
+        return UnitVolume(to_unit(y, valid, noise, generator), valid, noise, spacing)
 
 
 def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseRequest) -> list[Scan]:
@@ -206,15 +206,18 @@ class TrainJob:
         if model_file.exists() and not self.overwrite:
             raise OutputError("there is a model already", remedy="give another --out or --overwrite", path=self.out)
         check_free(model_file, overwrite=True)
+        modality = modality_named(self.modality)
+        scans = self._scans(modality, say)
         if self.overwrite:
             for name in ("model.pt", "card.json", "checkpoint.pt", "run.json"):
                 (self.out / name).unlink(missing_ok=True)
-        modality = modality_named(self.modality)
-        scans = self._scans(modality, say)
         run_file = self.out / "run.json"
-        run_id = json.loads(run_file.read_text())["run_id"] if run_file.exists() else None
         tracker = open_tracker(
-            self.track, experiment="n2s-med train", run_name=self.out.name, directory=self.out, run_id=run_id
+            self.track,
+            experiment="n2s-med train",
+            run_name=self.out.name,
+            directory=self.out,
+            run_id=_left_run(run_file),
         )
         with tracker:
             if (started := getattr(tracker, "run_id", None)) is not None:
@@ -277,6 +280,14 @@ class TrainJob:
             tracker.picture(figure, "first_scan")
             shape = [min(32, n) for n in scan.y.shape[: scan.spatial_dims]]
             tracker.model(model.network.cpu(), torch.zeros(1, 1, *shape))
+
+
+def _left_run(file: Path) -> str | None:
+    """The tracked run that a killed training left, if its note of it is there and whole."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -246,11 +246,15 @@ class Trainer:
         """
         if self.checkpoint is None or not self.checkpoint.exists():
             return False
-        saved = load_tensors(self.checkpoint)
+        remedy = "give another --out, or --overwrite to start anew"
+        try:
+            saved = load_tensors(self.checkpoint)
+        except ModelError as error:
+            raise ModelError("the checkpoint is damaged", remedy=remedy, path=self.checkpoint) from error
         if saved.get("identity") != self.identity:
             raise ModelError(
                 "the checkpoint belongs to other scans or other training keys",
-                remedy="give another --out, or --overwrite to start anew",
+                remedy=remedy,
                 path=self.checkpoint,
             )
         self.done, self.steps = saved["done"], saved["steps"]
