@@ -11,6 +11,8 @@ pytest.register_assert_rewrite("job_scans")
 
 from job_scans import Run, call, nifti, pet_series  # noqa: E402
 
+from n2s_med.tracking import open_tracker  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +36,14 @@ def scan(tmp_path: Path) -> Path:
 def pet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small noisy PET series."""
     return pet_series(tmp_path_factory.mktemp("phantom") / "pet")
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with open_tracker(True, experiment="none", run_name="none", directory=folder):
+            pass
+    return folder / "mlflow.db"

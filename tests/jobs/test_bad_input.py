@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -359,7 +360,7 @@ def test_a_wrong_suffix(run: Run, scan: Path, tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.usefixtures("no_work")
-def test_an_output_below_a_file(run: Run, scan: Path, tmp_path: Path) -> None:
+def test_an_output_below_a_file(run: Run, scan: Path) -> None:
     refused(denoise(run, scan, scan / "out.nii.gz"), str(scan / "out.nii.gz"), "not a folder")
     refused(train(run, scan / "out", scan), str(scan / "out"), "not a folder")
 
@@ -380,8 +381,10 @@ def test_a_place_that_cannot_be_written(run: Run, scan: Path, tmp_path: Path, mo
 FULL = {"no space is left": errno.ENOSPC, "read-only": errno.EROFS, "quota": errno.EDQUOT}
 
 
-@pytest.mark.parametrize("cause", FULL)
-@pytest.mark.parametrize("what", ["nifti", "dicom", "train", "train without store"])
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [*itertools.product(["nifti", "dicom", "train without store"], FULL), ("train", "no space is left")],
+)
 def test_a_disk_that_refuses(
     run: Run, scan: Path, pet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, what: str
 ) -> None:

@@ -7,10 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+import mlflow
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from job_scans import (
     Run,
     blob,
@@ -230,9 +230,9 @@ def test_padding_comes_back_as_it_was(run: Run, tmp_path: Path) -> None:
     assert not np.array_equal(after.pixel_array[:, 40:], pixels[:, 40:])
 
 
-def test_the_run_can_be_tracked(run: Run, scan: Path, tmp_path: Path) -> None:
-    import mlflow
-
+def test_the_run_can_be_tracked(run: Run, scan: Path, tmp_path: Path, tables: Path) -> None:
+    (tmp_path / "store").mkdir()
+    shutil.copy(tables, tmp_path / "store")
     done = denoise(run, scan, tmp_path / "out.nii.gz", "--track", tmp_path / "store", "--noise", "gaussian")
     assert done.code == 0, done.err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
