@@ -86,7 +86,7 @@ def blocks_of(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], generator: 
     order = torch.randperm(len(corners), generator=generator)[: 3 * MOST_BLOCKS]
     cut = _windows(y, shape)[tuple(corners[order].T)].double().flatten(1)
     clipped = torch.maximum((cut == low).double().mean(1), (cut == high).double().mean(1))
-    cut = cut[(clipped <= (CLIPPED if low != 0 else CLIPPED_AT_ZERO)) & (cut.std(1) > 0)]
+    cut = cut[(clipped <= (CLIPPED if low != 0 else CLIPPED_AT_ZERO)) & (cut.amax(1) > cut.amin(1))]
     cut = cut[:MOST_BLOCKS]
     spectrum = cut.view(-1, *shape)
     for axis, size in enumerate(shape, start=1):
