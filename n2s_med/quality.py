@@ -36,13 +36,26 @@ class Residual:
     neighbours
         Its correlation between neighbouring voxels, along each axis; 0 for an axis of one voxel.
     with_estimate
-        Its correlation with the estimate.
+        Its correlation with the estimate, both in noise standard deviations.
+    estimate_variance
+        Variance of the estimate in the same units.
     """
 
     mean: float
     variance: float
     neighbours: tuple[float, ...]
     with_estimate: float
+    estimate_variance: float
+
+    def against_image(self, risk: float) -> float:
+        """Correlation with the estimate beyond what the remaining error brings about.
+
+        Noise that is left in the estimate is missing in the residual: by Stein's identity the best estimate
+        has ``Cov(y - x_hat, x_hat) = σ² E[∂x_hat/∂y]``, the remaining error. A flat image counts as one with
+        the noise's own variance, for there is no structure that could be followed.
+        """
+        covariance = self.with_estimate * math.sqrt(self.variance * self.estimate_variance)
+        return (covariance - risk) / math.sqrt(self.variance * max(self.estimate_variance, 1.0))
 
 
 def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Residual:
@@ -53,12 +66,9 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
     for planes, own in _slabs(len(y)):
         keep = valid[planes] & noise.admits(y[planes]) & noise.law.support(x_hat[planes])
-        if unit is None:
-            difference = _unit(y[planes], noise) - _unit(x_hat[planes], noise)
-        else:
-            difference = (y[planes] - x_hat[planes]) / unit
-        r = torch.where(keep, difference, 0.0).double()
-        e = torch.where(keep, x_hat[planes], 0.0).double()
+        before, after = (_unit(v[planes], noise) if unit is None else v[planes] / unit for v in (y, x_hat))
+        r = torch.where(keep, before - after, 0.0).double()
+        e = torch.where(keep, after, 0.0).double()
         inside = slice(0, own)
         terms = (keep.double(), r, r * r, e, e * e, r * e)
         sums += torch.stack([term[inside].sum() for term in terms])
@@ -71,7 +81,7 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     spread = max(e2 / n - (e1 / n) ** 2, 1e-30)
     neighbours = (lagged / pairs.clamp_min(1) - mean**2) / variance * (pairs > 0)
     with_estimate = (re / n - mean * e1 / n) / math.sqrt(variance * spread)
-    return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate)
+    return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate, spread)
 
 
 def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
@@ -135,9 +145,9 @@ def verdicts(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures:
         ),
         _verdict(
             "residual against image",
-            residual.with_estimate,
+            residual.against_image(figures.risk),
             (-0.15, 0.15),
-            "what was taken away does not follow the image",
+            "what was taken away follows the image no more than by the error that remains in it",
         ),
         _verdict(
             "maximum",

@@ -40,11 +40,12 @@ def directly(y: Tensor, x_hat: Tensor, keep: Tensor, law: NoiseModel) -> Residua
         both = np.isfinite(here) & np.isfinite(there)
         product = (here[both] * there[both]).mean() if both.any() else math.nan
         neighbours.append((product - mean**2) / variance if both.any() else 0.0)
-    return Residual(mean, variance, tuple(neighbours), float(np.corrcoef(r[k], x_hat.numpy()[k])[0, 1]))
+    estimate = law.to_unit(x_hat).double().numpy()[k]
+    return Residual(mean, variance, tuple(neighbours), float(np.corrcoef(r[k], estimate)[0, 1]), estimate.var())
 
 
 def same(a: Residual, b: Residual) -> None:
-    for name in ("mean", "variance", "with_estimate"):
+    for name in ("mean", "variance", "with_estimate", "estimate_variance"):
         assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-4, abs=1e-5)
     assert a.neighbours == pytest.approx(b.neighbours, abs=1e-4)
 
@@ -89,10 +90,10 @@ def test_what_the_law_does_not_admit_is_left_out() -> None:
 # -- verdicts ------------------------------------------------------------------------------------------
 
 
-def posterior(sigma: float = 3.0, spread: float = 3.0, shape: tuple[int, ...] = (40, 40, 40)) -> tuple[Tensor, Tensor]:
-    """White Gaussian data and their exact posterior mean: the perfect denoiser's residual is known."""
-    x = 100 + spread * torch.randn(shape, generator=seeded(3))
-    y = x + sigma * torch.randn(shape, generator=seeded(4))
+def posterior(sigma: float = 3.0, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    """White Gaussian data under white Gaussian noise, and their exact posterior mean."""
+    x = 100 + spread * torch.randn((40, 40, 40), generator=seeded(3))
+    y = x + sigma * torch.randn(x.shape, generator=seeded(4))
     return y, 100 + (y - 100) * spread**2 / (spread**2 + sigma**2)
 
 
@@ -115,6 +116,14 @@ def smooth() -> tuple[Tensor, Tensor]:
 def test_a_perfect_denoiser_passes() -> None:
     x, y = smooth()
     assert failed(y, x, ScanNoise(Gaussian(3.0), WHITE), risk=0.0) == set()
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 10.0, 60.0])
+def test_the_exact_posterior_mean_passes(spread: float) -> None:
+    """At every contrast: what noise is left in the estimate is missing in the residual, which follows it so."""
+    y, x_hat = posterior(spread=spread)
+    risk = spread**2 / (spread**2 + 3**2)
+    assert failed(y, x_hat, ScanNoise(Gaussian(3.0), WHITE), risk=risk) <= {"maximum"}
 
 
 @pytest.mark.parametrize("shape", [(60, 50, 1), (60, 50)], ids=str)
@@ -197,3 +206,16 @@ def test_large_volumes_are_summarised_from_a_part() -> None:
     told = quantities(y, y, torch.ones_like(y, dtype=torch.bool))
     assert told["percentile_50_before_units"] == pytest.approx(0.5, abs=1e-3)
     assert told["maximum_before_units"] == 1
+
+
+def test_whole_counts_are_judged_in_counts() -> None:
+    """Few counts have no unit-noise domain: the residual is taken over the root of the mean variance."""
+    x = 0.5 + 4 * torch.rand((30, 30, 30), generator=seeded(1))
+    y = Poisson(1.0).sample(x, seeded(2))
+    noise = ScanNoise(Poisson(1.0), WHITE, quantum=1.0)
+    found = residual_of(y, x, torch.ones_like(x, dtype=torch.bool), noise)
+    r = ((y - x) / noise.law.variance(x).mean().sqrt()).double().numpy()
+    assert found.mean == pytest.approx(r.mean(), abs=1e-4)
+    assert found.variance == pytest.approx(r.var(), rel=1e-3)
+    assert found.with_estimate == pytest.approx(np.corrcoef(r.ravel(), x.numpy().ravel())[0, 1], abs=1e-4)
+    assert failed(y, x, noise, risk=0.0) == set()

@@ -1,0 +1,151 @@
+"""Which noise a scan is taken to have: what is asked for, else the modality's law, else what fits; and what is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from job_scans import blob
+from torch import Tensor
+
+from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
+from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
+from n2s_med.modalities import modality_named
+from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
+from n2s_med.noise.correlation import Correlation
+
+SHAPE = (48, 48, 48)
+
+
+def ramp() -> Tensor:
+    """Flat blocks of every intensity from 50 to 400."""
+    levels = torch.linspace(50, 400, 4)[:, None, None] + torch.linspace(0, 80, 4)[:, None] + torch.linspace(0, 20, 4)
+    return levels.repeat_interleave(12, 0).repeat_interleave(12, 1).repeat_interleave(12, 2)
+
+
+def scan(law: NoiseModel) -> Tensor:
+    return law.sample(ramp(), torch.Generator().manual_seed(0))
+
+
+def chosen(y: Tensor, modality: str | None = None, request: NoiseRequest | None = None) -> NoiseChoice:
+    valid = torch.ones_like(y, dtype=torch.bool)
+    found = modality_named(modality) if modality else None
+    return choose_noise(y, valid, (1.0,) * 3, found, request or NoiseRequest())
+
+
+@pytest.mark.parametrize(
+    ("modality", "law"),
+    [("pet", Poisson(2.0)), ("nm", Poisson(1.0)), ("ct", Gaussian(12.0)), ("mr", Gaussian(9.0)), ("us", Gamma(40.0))],
+    ids=str,
+)
+def test_the_modality_gives_the_law(modality: str, law: NoiseModel) -> None:
+    choice = chosen(scan(law), modality)
+    assert choice.noise.law.name == law.name
+    (level,) = law.parameters.values()
+    (measured,) = choice.noise.law.parameters.values()
+    assert measured == pytest.approx(level, rel=0.1)
+    assert choice.warnings == ()
+    assert choice.sentence.startswith(f"{law.name}(")
+    assert "fit to" in choice.sentence
+    assert choice.sentence.endswith("white")
+
+
+@pytest.mark.parametrize("law", [Gaussian(12.0), Gamma(40.0)], ids=str)
+def test_without_a_modality_the_best_fit_is_taken(law: NoiseModel) -> None:
+    assert chosen(scan(law)).noise.law.variance_power == pytest.approx(law.variance_power, abs=0.2)
+
+
+def test_where_the_modality_s_law_fits_poorly_a_better_one_is_taken_and_told() -> None:
+    choice = chosen(scan(Gamma(40.0)), "ct")
+    assert choice.noise.law.name in ("gamma", "tweedie")
+    (told,) = choice.warnings
+    assert "does not follow the gaussian law" in told
+    assert f"The {choice.noise.law.name} law was taken." in told
+
+
+def test_a_law_asked_for_is_kept_and_a_better_one_told() -> None:
+    choice = chosen(scan(Gamma(40.0)), "ct", NoiseRequest("gaussian"))
+    assert choice.noise.law.name == "gaussian"
+    (told,) = choice.warnings
+    assert "Use --noise " in told
+
+
+def test_noise_that_no_law_describes_is_told() -> None:
+    """Only one law admits negative values, and the noise grows with the place, not with the intensity."""
+    x = ramp() - 300
+    y = x + torch.linspace(2, 60, 48)[:, None, None] * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    choice = chosen(y, "ct")
+    assert choice.noise.law.name == "gaussian"
+    assert any("no other law fits better" in told for told in choice.warnings)
+    assert choice.figures()["misfit_by_law"]
+
+
+def test_a_law_given_with_its_level() -> None:
+    choice = chosen(scan(Gaussian(12.0)), "pet", NoiseRequest("gaussian", {"sigma": 7.0}))
+    assert choice.noise.law.parameters == {"sigma": 7.0}
+    assert choice.sentence == "gaussian(sigma=7), as given; white"
+    assert choice.figures()["sigma"] == 7.0
+
+
+@pytest.mark.parametrize("law", [("poisson", {"gain": 1.0}), ("poisson", {}), ("gamma", {"k": 9.0})])
+def test_data_outside_a_law_asked_for(law: tuple[str, dict[str, float]]) -> None:
+    with pytest.raises(NoiseLawError, match="negative"):
+        chosen(scan(Gaussian(12.0)) - 300, None, NoiseRequest(*law))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_correlation_is_estimated_unless_switched_off(given: bool) -> None:
+    kernel = torch.tensor([0.5, 1.0, 0.5])
+    correlation = Correlation.from_kernel(kernel[:, None, None] * kernel[:, None] * torch.ones(1))
+    noise = 12 * correlation.color(torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))
+    parameters = {"sigma": 12.0} if given else {}
+    auto = chosen(ramp() + noise, "ct", NoiseRequest("gaussian", parameters))
+    assert not auto.noise.correlation.is_white
+    assert "correlated (neighbours 0." in auto.sentence
+    assert auto.figures()["correlated"] is True
+    white = chosen(ramp() + noise, "ct", NoiseRequest("gaussian", parameters, "white"))
+    assert white.noise.correlation.is_white
+    assert white.sentence.endswith("; white")
+
+
+def test_too_little_noise_to_measure() -> None:
+    y = blob((6, 6, 6)) + torch.rand((6, 6, 6))
+    with pytest.raises(InputError, match="--sigma"):
+        chosen(y, "ct")
+    choice = chosen(y, "ct", NoiseRequest("gaussian", {"sigma": 1.0}))
+    assert choice.noise.correlation.is_white
+    assert "taken as white" in choice.warnings[0]
+    assert choice.measured is None
+    assert "measured_power" not in choice.figures()
+
+
+def test_one_slice_is_two_dimensional() -> None:
+    y = scan(Gaussian(12.0))[:, :, :1]
+    for request in (
+        NoiseRequest("gaussian"),
+        NoiseRequest("gaussian", {"sigma": 12.0}),
+        NoiseRequest("gaussian", {}, "white"),
+    ):
+        assert chosen(y, "ct", request).noise.correlation.kernel.ndim == 2
+
+
+def test_rician_bias_is_told() -> None:
+    x = ramp()
+    x[:24] = 0
+    first, second = (12 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    magnitude = ((x + first) ** 2 + second**2).sqrt()
+    assert any("Rician" in told for told in chosen(magnitude, "mr").warnings)
+    assert not any("Rician" in told for told in chosen(magnitude, "ct").warnings)
+    assert not any("Rician" in told for told in chosen(scan(Gaussian(9.0)), "mr").warnings)
+
+
+@pytest.mark.parametrize(
+    ("law", "parameters", "words"),
+    [
+        ("auto", {"sigma": 1.0}, "--sigma was given without its law"),
+        ("gaussian", {"gain": 1.0}, "takes --sigma, but was given --gain"),
+        ("cauchy", {}, "unknown noise law 'cauchy'"),
+    ],
+)
+def test_requests_that_mean_nothing(law: str, parameters: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        NoiseRequest(law, parameters)
