@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from n2s_med.compute import Compute
 from n2s_med.errors import InputError
+from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.patches import PatchSampler, UnitVolume
@@ -169,10 +170,11 @@ class Denoiser:
                 valid[core],
                 figures.step * self._colored_score(u.__getitem__, shape, core, self.flips),
             )
-            estimate = self._estimate(y_flat[core], score_u)
+            local = law.at(core)
+            estimate = self._estimate(local, y_flat[core], score_u)
             x_hat[core] = torch.where(keep, estimate, x_hat[core])
             if sd is not None:
-                variance = law.variance(estimate) * self._posterior_variance(u, core, figures.step)
+                variance = local.variance(estimate) * self._posterior_variance(u, core, figures.step)
                 sd[core] = torch.where(keep, variance.sqrt(), 0.0)
             if progress:
                 progress(done, len(plan))
@@ -182,11 +184,11 @@ class Denoiser:
             figures=figures,
         )
 
-    def _estimate(self, y: Tensor, score_u: Tensor) -> Tensor:
+    def _estimate(self, law: NoiseModel, y: Tensor, score_u: Tensor) -> Tensor:
         """``x_hat`` by the chosen formula."""
         if self.options.formula == "published":
-            return self.noise.law.tweedie_from_unit(y, score_u)
-        return self.noise.law.mean_from_unit(y, score_u)
+            return law.tweedie_from_unit(y, score_u)
+        return law.mean_from_unit(y, score_u)
 
     # -- the score field -------------------------------------------------------------------------------
 

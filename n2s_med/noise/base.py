@@ -12,7 +12,7 @@ variables as ``s_y = T' s_u + T''/T'``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import ClassVar, Self
 
 import torch
@@ -54,6 +54,15 @@ class NoiseModel(ABC):
     @abstractmethod
     def scaled(self, factor: float) -> Self:
         """Return the law of ``factor * y``, for ``factor > 0``."""
+
+    def at(self, region: tuple[slice, ...]) -> Self:
+        """The law over a box of the volume: parameters that are maps are cut to it."""
+        maps = {
+            f.name: getattr(self, f.name)[region]
+            for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+            if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).ndim
+        }
+        return replace(self, **maps) if maps else self  # type: ignore[type-var]
 
     def support(self, y: Tensor) -> Tensor:
         """Boolean mask of the values that the law can produce from a positive signal."""

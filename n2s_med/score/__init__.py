@@ -2,11 +2,12 @@
 
 from n2s_med.score.model import ANY, ScoreModel
 from n2s_med.score.network import ScoreUNet
-from n2s_med.score.objectives import ArDae, Dsm, Objective, TotalUnitNoise, annealed
+from n2s_med.score.objectives import OBJECTIVES, ArDae, Dsm, Objective, TotalUnitNoise, annealed
 from n2s_med.score.optimizer import ScoreOptimizer
 
 __all__ = [
     "ANY",
+    "OBJECTIVES",
     "ArDae",
     "Dsm",
     "Objective",

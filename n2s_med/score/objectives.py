@@ -8,8 +8,9 @@ measurement noise ``sigma``). With correlated noise ``L``, perturb by ``L white`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
@@ -79,7 +80,8 @@ class Dsm:
 class TotalUnitNoise:
     """AR-DAE on ``v = (y + s u) / sqrt(1 + s²)``, whose noise is one in all, as at inference.
 
-    The minimiser is the score of ``v``; nothing has to be undone, and ``s`` may be as large as one.
+    The minimiser is the score of ``v``; nothing has to be undone, and ``s`` may be as large as one. But the
+    signal is learned at ``1/sqrt(1 + s²)`` of its range, so on a single scan the extremes are never seen.
     """
 
     sigma_a: float
@@ -94,6 +96,12 @@ class TotalUnitNoise:
     def scale(self) -> float:
         """One."""
         return 1.0
+
+
+OBJECTIVES: Mapping[str, type[ArDae] | type[Dsm] | type[TotalUnitNoise]] = MappingProxyType(
+    {"ar-dae": ArDae, "dsm": Dsm, "total-unit-noise": TotalUnitNoise}
+)
+"""The objectives by the name that a configuration gives them."""
 
 
 def annealed(first: float, last: float, progress: float) -> float:

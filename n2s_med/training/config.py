@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from n2s_med.errors import ConfigurationError
+from n2s_med.score.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class TrainingConfig:
         Edge of the cubic training patch, in voxels.
     patches
         Patches per step; each is perturbed by +u and −u.
+    objective
+        ``"ar-dae"``, ``"dsm"`` or ``"total-unit-noise"``; see :mod:`n2s_med.score.objectives`.
     sigma_a
         Perturbation, in standard deviations of the noise.
     learning_rate
@@ -47,6 +50,7 @@ class TrainingConfig:
     seconds: float = 120.0
     patch: int = 24
     patches: int = 1
+    objective: str = "ar-dae"
     sigma_a: float = 0.5
     learning_rate: float = 0.01
     channels: tuple[int, ...] = (16, 32, 64)
@@ -66,6 +70,10 @@ class TrainingConfig:
         for key in ("ema", "held_out"):
             if not 0 <= getattr(self, key) < 1:
                 raise _out_of_range(key, getattr(self, key), "a number from 0 up to but without 1")
+        if self.objective not in OBJECTIVES:
+            raise ConfigurationError(
+                f"unknown objective {self.objective!r}", remedy=f"choose one of {', '.join(OBJECTIVES)}"
+            )
         if not self.channels or min(self.channels) < 1:
             raise _out_of_range("channels", self.channels, "a list of numbers above zero")
 

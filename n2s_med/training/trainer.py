@@ -25,7 +25,7 @@ from n2s_med.compute import Compute
 from n2s_med.errors import InputError, ModelError, N2SError
 from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
-from n2s_med.score.objectives import TotalUnitNoise
+from n2s_med.score.objectives import OBJECTIVES, Objective
 from n2s_med.score.optimizer import ScoreOptimizer
 from n2s_med.score.patches import PatchSampler, UnitVolume
 from n2s_med.score.stein import risk_terms
@@ -92,7 +92,7 @@ class Trainer:
         if not volumes:
             raise InputError("no volume to train on", remedy="give at least one readable scan")
         self.config, self.compute = config, compute
-        self.objective = TotalUnitNoise(config.sigma_a)
+        self.objective: Objective = OBJECTIVES[config.objective](config.sigma_a)
         self.checkpoint = directory / "checkpoint.pt" if directory else None
         self.network = (network or _new_network(volumes, config)).to(compute.device).train()
         self.sampler = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)

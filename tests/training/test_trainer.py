@@ -270,7 +270,7 @@ def test_padding_does_not_reach_the_gradient() -> None:
 
 
 def test_pair_is_antithetic_and_colored() -> None:
-    """What the network is shown: the patch with ``+L u`` and with ``-L u``, in total unit noise."""
+    """What the network is shown: the patch with ``+L u`` and with ``-L u``."""
     correlation = Correlation.from_kernel(torch.tensor([[0.5, 1.0, 0.5]]))
     one = volume(300, 300, noise=ScanNoise(Gaussian(1.0), correlation))
     run = Trainer([one], replace(CONFIG, patch=300, held_out=0.0), CPU)
@@ -283,13 +283,13 @@ def test_pair_is_antithetic_and_colored() -> None:
 
     run._patch_loss(Spy(), seeded())  # type: ignore[arg-type]
     (pair,) = shown
-    added = (pair[0, 0] - pair[1, 0]) * 1.25**0.5 / 2 / 0.5
+    added = (pair[0, 0] - pair[1, 0]) / 2 / 0.5
     assert float(added.var()) == pytest.approx(1, abs=0.03)
     along = {a: float((added * added.roll(1, a)).mean()) for a in (0, 1)}
     assert along[1] == pytest.approx(correlation.autocorrelation((0, 1)), abs=0.03)
     assert along[0] == pytest.approx(0, abs=0.03)
     assert sorted(pair.mean(0).flatten().tolist())[::5000] == pytest.approx(
-        sorted((one.u / 1.25**0.5).flatten().tolist())[::5000], abs=1e-4
+        sorted(one.u.flatten().tolist())[::5000], abs=1e-4
     )
 
 

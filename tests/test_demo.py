@@ -1,0 +1,41 @@
+"""The demonstration, from nothing to its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from n2s_med import demo
+
+
+def test_the_phantom_is_denoised_from_dicom_to_dicom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--out", str(tmp_path), "--seconds", "3"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    psnr = next(line for line in out.splitlines() if line.startswith("PSNR")).split()
+    assert float(psnr[-1]) > float(psnr[-2]) + 3
+    assert str(tmp_path / "denoised.report.html") in out
+    assert (tmp_path / "denoised.report.html").is_file()
+    noisy, denoised = sorted((tmp_path / "noisy").iterdir()), sorted((tmp_path / "denoised").iterdir())
+    assert len(noisy) == len(denoised) == 48
+    slices = {float(pydicom.dcmread(p).ImagePositionPatient[2]) for p in noisy}
+    assert slices == {float(pydicom.dcmread(p).ImagePositionPatient[2]) for p in denoised}
+
+
+def test_an_own_scan_of_another_kind_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = tmp_path / "scan.txt"
+    scan.write_text("no scan")
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--out", str(tmp_path / "out"), "--input", str(scan)])
+    assert end.value.code == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gain_makes_the_background_hold_twenty_counts() -> None:
+    background = demo.pet_phantom().activity[demo.pet_phantom().background]
+    assert np.isclose(float(background.mean()) / demo.GAIN_BQML, 20, rtol=0.01)
