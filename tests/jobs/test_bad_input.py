@@ -386,13 +386,23 @@ FULL = {"no space is left": errno.ENOSPC, "read-only": errno.EROFS, "quota": err
     [*itertools.product(["nifti", "dicom", "train without store"], FULL), ("train", "no space is left")],
 )
 def test_a_disk_that_refuses(
-    run: Run, scan: Path, pet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, what: str
+    run: Run,
+    scan: Path,
+    pet: Path,
+    tmp_path: Path,
+    tables: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cause: str,
+    what: str,
 ) -> None:
     def refuse(_: object) -> None:
         raise OSError(FULL[cause], os.strerror(FULL[cause]))
 
     monkeypatch.setattr("os.fsync", refuse)
     out = tmp_path / "out"
+    if what == "train":
+        out.mkdir()
+        shutil.copy(tables, out)
     if what == "nifti":
         refused(denoise(run, scan, tmp_path / "out.nii.gz", "--noise", "gaussian"), "out.nii.gz", cause)
     elif what == "dicom":

@@ -30,7 +30,7 @@ from n2s_med.volumes import read
 
 LAWS = {
     "gaussian": (Gaussian(10.0), ("--sigma", 10)),
-    "poisson": (Poisson(1.0), ("--gain", 1)),
+    "poisson": (Poisson(10.0), ("--gain", 10)),
     "gamma": (Gamma(50.0), ("--k", 50)),
     "tweedie": (Tweedie(1.5, 0.1), ("--power", 1.5, "--dispersion", 0.1)),
 }
@@ -188,7 +188,7 @@ def test_a_folder_of_scans_gives_a_folder(run: Run, pet: Path, tmp_path: Path) -
 
 def test_the_same_command_twice_gives_the_same(run: Run, pet: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        assert denoise(run, pet, tmp_path / name, "--seed", 5, "--sd-map").code == 0
+        assert denoise(run, pet, tmp_path / name, "--seed", 5).code == 0
     for first, second in zip(datasets(tmp_path / "one"), datasets(tmp_path / "two"), strict=True):
         assert first.SOPInstanceUID == second.SOPInstanceUID
         assert first.SeriesInstanceUID == second.SeriesInstanceUID

@@ -14,11 +14,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from job_scans import DOE, FAST, TINY, Run, carried, denoise, files_below, nifti, noisy, train, values_of
 
+from n2s_med.compute import Compute
+from n2s_med.jobs.train import TrainJob
 from n2s_med.noise import Gaussian
 from n2s_med.score import ScoreModel
-from n2s_med.training import Trainer
+from n2s_med.training import Trainer, TrainingConfig
 
 STEPS = ("--steps", "40")
 """Twenty checks: a checkpoint every second step."""
@@ -170,11 +173,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A scan, and the hash of the model that an undisturbed run makes of it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     scan = nifti(folder / "scan.nii.gz")
-    command = ("train", scan, "--modality", "ct", "--out", folder / "out", *FAST, *TINY, *STEPS, "--no-track")
-    done = subprocess.run([sys.executable, "-m", "n2s_med", *map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("model   ")
-    return scan, str(json.loads((folder / "out" / "card.json").read_text())["sha256"])
+    job = TrainJob(
+        inputs=[scan],
+        out=folder / "out",
+        modality="ct",
+        config=TrainingConfig(steps=40, patch=12, channels=(4, 8)),
+        compute=Compute.choose("cpu", "fp32"),
+        track=False,
+        quiet=True,
+    )
+    torch.set_num_threads(1)
+    return scan, job.run(lambda _: None).hash
 
 
 def test_killed_outright_and_started_again(run: Run, undisturbed: tuple[Path, str], out: Path) -> None:
@@ -278,8 +287,6 @@ def test_another_store(run: Run, scan: Path, tmp_path: Path, tables: Path, monke
 
 
 def test_a_failed_run_is_tracked_as_failed(run: Run, scan: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(Trainer, "_patch_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     done = train(run, out, scan)
     assert done.code == 1

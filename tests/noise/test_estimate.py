@@ -38,6 +38,11 @@ def balls(size: int = 64) -> Tensor:
     return x
 
 
+@cache
+def brain() -> Tensor:
+    return brain_phantom()
+
+
 def found(y: Tensor, law: str | None = None, valid: Tensor | None = None, **options: bool) -> Estimate:
     inside = torch.ones_like(y, dtype=torch.bool) if valid is None else valid
     return estimate(y, inside, (1.0,) * y.ndim, law, **options)
@@ -97,22 +102,22 @@ def test_exponent_of_the_variance(law: NoiseModel) -> None:
 
 def test_intervals_mostly_hold_the_truth() -> None:
     covered = 0
-    for seed in range(12):
+    for seed in range(8):
         result = found(Gaussian(10.0).sample(balls(48), seeded(seed)), "gaussian")
         level = result.noise.law.parameters["sigma"]
         low, high = result.level_interval
         assert 0.85 < low <= 1.001
         assert 0.999 <= high < 1.15
         covered += low * level * 0.99 <= 10 <= high * level * 1.01
-    assert covered >= 8
+    assert covered >= 5
 
 
 PHANTOMS: dict[str, tuple[Callable[[], Tensor], NoiseModel, float]] = {
     "ct": (lambda: ct_phantom((96, 72, 58)), Gaussian(25.0), 0.05),
-    "mr": (lambda: 1000 * brain_phantom((64, 76, 64)), Gaussian(30.0), 0.1),
+    "mr": (lambda: 1000 * brain(), Gaussian(30.0), 0.1),
     "pet": (lambda: pet_phantom((64, 64, 32), (5.0, 5.0, 5.0)).activity, Poisson(50.0), 0.001),
     "pet, few counts": (lambda: pet_phantom((64, 64, 32), (5.0, 5.0, 5.0)).activity, Poisson(1000.0), 0.001),
-    "us": (lambda: 10 + 1000 * brain_phantom(), Gamma(50.0), 0.15),
+    "us": (lambda: 10 + 1000 * brain(), Gamma(50.0), 0.15),
 }
 
 
