@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="training keys of the networks")
     add("--threads", type=int, default=1, help="threads of every arm (default %(default)s)")
     add("--cache", type=Path, help="JSON-lines file of finished results; a killed run goes on from it")
+    add("--cached-only", action="store_true", help="run nothing, write the tables of what the cache holds")
     add("--out", type=Path, default=Path("docs/results.md"), help="Markdown file (default %(default)s)")
     return parser
 
@@ -85,8 +86,9 @@ def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
             for column in options.columns:
                 for arm in options.arms:
                     if ARMS[arm].trains or seed < (options.classical_seeds or options.seeds):
-                        records.append(_result(volume, column, arm, seed, settings, cache))
-            if options.out:
+                        record = _result(volume, column, arm, seed, settings, cache, options.cached_only)
+                        records += [record] if record else []
+            if records:
                 write_between_markers(options.out, _document(records, settings, given))
     print(f"tables: {options.out}")
 
@@ -97,7 +99,9 @@ def _volumes(options: argparse.Namespace) -> list[Volume]:
     return [v.cropped(options.crop) if options.crop else v for v in volumes]
 
 
-def _result(volume: Volume, column: str, arm: str, seed: int, settings: Settings, cache: Cache) -> Record:
+def _result(
+    volume: Volume, column: str, arm: str, seed: int, settings: Settings, cache: Cache, cached_only: bool
+) -> Record | None:
     """One cell's record of one seed, from the cache or made now."""
     training = asdict(replace(settings.config, seed=seed)) if ARMS[arm].trains else {}
     key: dict[str, Any] = {
@@ -110,7 +114,7 @@ def _result(volume: Volume, column: str, arm: str, seed: int, settings: Settings
         "code": code_hash() if ARMS[arm].trains else "",
     }
     kept = cache.get(**key)
-    if kept:
+    if kept or cached_only:
         return kept
     scan = scan_of(volume, column, seed)
     start = time.process_time()
