@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Ready: .venv/bin/n2s-med"
 
 demo: venv ## denoise a phantom, or your own scan with INPUT=path, into demo/
-	@$(BIN)/python -m n2s_med.demo --out demo $${INPUT:+--input "$$INPUT"}
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m n2s_med.demo --out demo $${INPUT:+--input "$$INPUT"}
 
 lint: venv ## run the static checks alone
 	$(BIN)/ruff check .

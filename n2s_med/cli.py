@@ -7,6 +7,7 @@ Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 refused
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from n2s_med.compute import Compute
     from n2s_med.jobs.noise import NoiseRequest
     from n2s_med.training import TrainingConfig
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Before torch is imported: threads that wait by spinning stop each other where the machine is busy."""
 
 LEVELS = ("sigma", "gain", "k", "power", "dispersion")
 NOT_TRUSTED = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -63,3 +63,23 @@ def set_threads(count: int | None = None) -> int:
     chosen = count or len(os.sched_getaffinity(0))
     torch.set_num_threads(chosen)
     return chosen
+
+
+def fastest_threads(seconds: Callable[[], float]) -> float:
+    """Leave torch at one thread or at all it has, whichever is faster, and return the time taken.
+
+    Parameters
+    ----------
+    seconds
+        Does a piece of the work and says how long it took.
+    """
+    everything = torch.get_num_threads()
+    if everything == 1:
+        return seconds()
+    taken = {}
+    for count in (everything, 1):
+        torch.set_num_threads(count)
+        taken[count] = seconds()
+    best = min(taken, key=taken.__getitem__)
+    torch.set_num_threads(best)
+    return taken[best]

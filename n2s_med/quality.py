@@ -8,7 +8,7 @@ variance and the remaining error add up to that of the noise. Each of these is a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ PLANES = 16
 class Residual:
     """The residual in noise standard deviations, over the valid voxels.
 
-    It is ``T(y) - T(x_hat)``; for whole counts, whose ``T`` has no unit variance when they are few, it is
+    It is ``T(y) - E[T(y) given x_hat]``; for whole counts, whose ``T`` has no unit variance when they are few, it is
     ``y - x_hat`` over the root of the mean of ``V(x_hat)``.
 
     Attributes
@@ -60,13 +60,16 @@ class Residual:
 
 def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Residual:
     """Measure the residual of a volume (X, Y, Z), a few planes at a time."""
-    dims = range(y.ndim)
+    dims, law = range(y.ndim), noise.law
     sums = torch.zeros(6, dtype=torch.float64)
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
     unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
     for planes, own in _slabs(len(y)):
-        keep = valid[planes] & noise.admits(y[planes]) & noise.law.support(x_hat[planes])
-        before, after = (_unit(v[planes], noise) if unit is None else v[planes] / unit for v in (y, x_hat))
+        keep = valid[planes] & noise.admits(y[planes]) & law.support(x_hat[planes])
+        if unit is None:
+            before, after = _unit(y[planes], keep, law.to_unit), _unit(x_hat[planes], keep, law.expected_unit)
+        else:
+            before, after = y[planes] / unit, x_hat[planes] / unit
         r = torch.where(keep, before - after, 0.0).double()
         e = torch.where(keep, after, 0.0).double()
         inside = slice(0, own)
@@ -89,10 +92,9 @@ def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
     return float(noise.law.variance(x_hat[valid]).mean(dtype=torch.float64).clamp_min(1e-30).sqrt())
 
 
-def _unit(values: Tensor, noise: ScanNoise) -> Tensor:
-    """``T(values)`` where the law admits them, 0 elsewhere."""
-    admitted = noise.law.support(values) & torch.isfinite(values)
-    return torch.where(admitted, noise.law.to_unit(torch.where(admitted, values, 1.0)), 0.0)
+def _unit(values: Tensor, keep: Tensor, to_unit: Callable[[Tensor], Tensor]) -> Tensor:
+    """``to_unit(values)`` where they are kept, 0 elsewhere."""
+    return torch.where(keep, to_unit(torch.where(keep, values, 1.0)), 0.0)
 
 
 def _slabs(count: int) -> Iterator[tuple[slice, int]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from n2s_med.compute import Compute, set_threads
+from n2s_med.compute import Compute, fastest_threads, set_threads
 from n2s_med.errors import ConfigurationError
 
 
@@ -62,3 +62,19 @@ def test_threads() -> None:
     assert set_threads(1) == 1
     assert torch.get_num_threads() == 1
     assert set_threads() == len(os.sched_getaffinity(0)) == torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_faster_thread_count_is_kept(best: int) -> None:
+    torch.set_num_threads(2)
+    assert fastest_threads(lambda: 0.5 if torch.get_num_threads() == best else 1.0) == 0.5
+    assert torch.get_num_threads() == best
+
+
+@pytest.mark.usefixtures("threads")
+def test_one_thread_is_not_compared() -> None:
+    torch.set_num_threads(1)
+    times = iter([0.25])
+    assert fastest_threads(lambda: next(times)) == 0.25
+    assert torch.get_num_threads() == 1

@@ -151,6 +151,11 @@ class NoiseModel(ABC):
         x_hat = self.unbiased_inverse(self.to_unit(y) + score_u)
         return x_hat if self.variance_power == 0 else x_hat.clamp_min(0)
 
+    def expected_unit(self, x: Tensor) -> Tensor:
+        """``E[T(y) given x]`` by the delta method, ``T(x) - ρ/4 sqrt(V)/x``."""
+        shifted = x + self.shift
+        return self.to_unit(x) - self.variance_power / 4 * self.variance(shifted).sqrt() / shifted
+
     def unbiased_inverse(self, w: Tensor) -> Tensor:
         """``x`` from ``w = E[T(y) given x]``, which by the delta method is ``T(x) - ρ/4 sqrt(V)/x``."""
         rho = self.variance_power

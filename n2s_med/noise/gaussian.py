@@ -61,6 +61,10 @@ class Gaussian(NoiseModel):
         """``y / sigma``."""
         return y / self.sigma
 
+    def expected_unit(self, x: Tensor) -> Tensor:
+        """``x / sigma``: the map is linear."""
+        return self.to_unit(x)
+
     def from_unit(self, u: Tensor) -> Tensor:
         """``u * sigma``."""
         return u * self.sigma

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from n2s_med.compute import Compute
+from n2s_med.compute import Compute, fastest_threads
 from n2s_med.errors import InputError, ModelError, N2SError
 from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
@@ -207,17 +207,25 @@ class Trainer:
         return ScoreOptimizer(self.network, learning_rate=self.config.learning_rate, steps=self.steps)
 
     def _steps_in_budget(self) -> int:
-        """How many steps fit ``config.seconds``, timed on a copy that is then thrown away."""
+        """How many steps fit ``config.seconds``, timed on a copy that is then thrown away.
+
+        All threads are tried against one, which is faster where the machine is busy: the steps are small.
+        """
         trial = copy.deepcopy(self.network)
         optimizer = ScoreOptimizer(trial, learning_rate=self.config.learning_rate, steps=1000)
         average, self.average = self.average, None
-        for step in range(2):
-            self._one_step(trial, optimizer, step)
-        start = time.perf_counter()
-        for step in range(TIMED_STEPS):
-            self._one_step(trial, optimizer, step)
+
+        def step_time() -> float:
+            for step in range(2):
+                self._one_step(trial, optimizer, step)
+            start = time.perf_counter()
+            for step in range(TIMED_STEPS):
+                self._one_step(trial, optimizer, step)
+            return (time.perf_counter() - start) / TIMED_STEPS
+
+        fastest = fastest_threads(step_time)
         self.average = average
-        return max(self.config.checks, int(self.config.seconds * TIMED_STEPS / (time.perf_counter() - start)))
+        return max(self.config.checks, int(self.config.seconds / fastest))
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -228,6 +236,7 @@ class Trainer:
             "identity": self.identity,
             "done": self.done,
             "steps": self.steps,
+            "threads": torch.get_num_threads(),
             "network": self.network.state_dict(),
             "best": self.best,
             "average": self.average,
@@ -258,6 +267,7 @@ class Trainer:
                 path=self.checkpoint,
             )
         self.done, self.steps = saved["done"], saved["steps"]
+        torch.set_num_threads(saved["threads"])
         self.best, self.average = saved["best"], saved["average"]
         self.history = History(**saved["history"])
         self.network.load_state_dict(saved["network"])
