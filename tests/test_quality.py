@@ -31,7 +31,7 @@ def volume(shape: tuple[int, ...] = (37, 9, 8), seed: int = 0) -> Tensor:
 def directly(y: Tensor, x_hat: Tensor, keep: Tensor, law: NoiseModel) -> Residual:
     """The same figures, from their definitions, in numpy."""
     k = keep.numpy()
-    r = np.where(k, (law.to_unit(y) - law.to_unit(x_hat)).double().numpy(), np.nan)
+    r = np.where(k, (law.to_unit(y) - law.expected_unit(x_hat)).double().numpy(), np.nan)
     mean, variance = r[k].mean(), r[k].var()
     neighbours = []
     for axis in range(r.ndim):
@@ -40,7 +40,7 @@ def directly(y: Tensor, x_hat: Tensor, keep: Tensor, law: NoiseModel) -> Residua
         both = np.isfinite(here) & np.isfinite(there)
         product = (here[both] * there[both]).mean() if both.any() else math.nan
         neighbours.append((product - mean**2) / variance if both.any() else 0.0)
-    estimate = law.to_unit(x_hat).double().numpy()[k]
+    estimate = law.expected_unit(x_hat).double().numpy()[k]
     return Residual(mean, variance, tuple(neighbours), float(np.corrcoef(r[k], estimate)[0, 1]), estimate.var())
 
 
@@ -219,3 +219,11 @@ def test_whole_counts_are_judged_in_counts() -> None:
     assert found.variance == pytest.approx(r.var(), rel=1e-3)
     assert found.with_estimate == pytest.approx(np.corrcoef(r.ravel(), x.numpy().ravel())[0, 1], abs=1e-4)
     assert failed(y, x, noise, risk=0.0) == set()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_the_residual_of_the_truth_has_no_mean_and_unit_variance(law: NoiseModel) -> None:
+    x = volume((60, 60, 60))
+    found = residual_of(law.sample(x, seeded(1)), x, torch.ones_like(x, dtype=torch.bool), ScanNoise(law, WHITE))
+    assert found.mean == pytest.approx(0, abs=0.01)
+    assert found.variance == pytest.approx(1, abs=0.05)
