@@ -71,6 +71,8 @@ def test_it_compares_resumes_and_writes_its_tables(
     cache.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote its last line
     assert quality.main(command) == 0
     assert capsys.readouterr().out.count("clean.nii.gz") == 1
+    assert quality.main([*command, "--columns", "c25", "p01", "--cached-only"]) == 0  # runs nothing
+    assert capsys.readouterr().out.count("clean.nii.gz") == 0
     records = [json.loads(line) for line in cache.read_text().splitlines()]
     assert len(records) == len(lines)
     again, before = records[-1], json.loads(lines[-1])
