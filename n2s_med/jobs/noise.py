@@ -190,7 +190,7 @@ def _rician(y: Tensor, valid: Tensor, noise: ScanNoise, modality: Modality | Non
     """Say so where MR magnitude is biased and the Gaussian law does not know it."""
     if modality is None or not modality.magnitude or noise.law.variance_power:
         return []
-    sd = torch.as_tensor(noise.law.parameters["sigma"])
+    sd = noise.law.variance(torch.zeros(())).sqrt()
     share = float((y[valid] < RICIAN_BELOW * sd).double().mean())
     if share < RICIAN_SHARE:
         return []

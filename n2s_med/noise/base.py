@@ -32,14 +32,22 @@ class NoiseModel(ABC):
     ----------
     name
         Key of the law on the command line and in reports.
+    fixed_power
+        Exponent of the variance function where every law of the class has the same; ``None`` where it is a parameter.
     """
 
     name: ClassVar[str]
+    fixed_power: ClassVar[float | None]
 
     @property
     @abstractmethod
     def variance_power(self) -> float:
         """Exponent ``ρ`` of the variance function ``V(x) ∝ x**ρ``."""
+
+    @property
+    def quantum(self) -> float:
+        """Width of the lattice that raw data of this law lie on (one count), 0 if they are continuous."""
+        return 0.0
 
     # -- the law ---------------------------------------------------------------------------------------
 
@@ -50,6 +58,11 @@ class NoiseModel(ABC):
     @abstractmethod
     def variance(self, x: Tensor) -> Tensor:
         """Variance of ``y`` given ``x``, in squared units of ``y``."""
+
+    @classmethod
+    @abstractmethod
+    def of_dispersion(cls, power: float, dispersion: float) -> Self:
+        """Return the law of variance ``dispersion * x**power``; a class of fixed power ignores ``power``."""
 
     @abstractmethod
     def scaled(self, factor: float) -> Self:

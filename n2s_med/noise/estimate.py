@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError
-from n2s_med.noise import LAWS, Gamma, Gaussian, NoiseModel, Poisson, Tweedie
+from n2s_med.noise import LAWS, NoiseModel
 from n2s_med.noise.blocks import blocks_of, degrees_of_freedom, noise_spectrum, variance_of
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
@@ -72,9 +72,6 @@ SNAP = 0.5
 FEW_COUNTS = 20
 ON_LATTICE = 0.9
 """Values below so many counts are looked at, and the mean cosine from which they are whole counts."""
-
-EXPONENTS: Mapping[str, float] = {"gaussian": 0.0, "poisson": 1.0, "gamma": 2.0}
-"""Exponent of each law that has a fixed one."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,8 @@ def estimate(
     fits = _law_fits(points, signed)
     chosen = law or min(fits.misfit, key=fits.misfit.__getitem__)
     noise_law, level_interval = _level(points, chosen, fits.power, generator)
-    if chosen == "poisson" and (width := _lattice_near(y[valid], noise_law.parameters["gain"])):
-        noise_law, level_interval = Poisson(width), (1.0, 1.0)
+    if noise_law.quantum and (width := _lattice_near(y[valid], noise_law.quantum)):
+        noise_law, level_interval = LAWS[chosen].of_dispersion(noise_law.variance_power, width), (1.0, 1.0)
     correlation = Correlation.from_power(power.view(blocks.shape))
     neighbours = tuple(
         correlation.autocorrelation([int(a == axis) for a in range(y.ndim)]) if n > 1 else 0.0
@@ -290,12 +287,10 @@ def _law_fits(points: _Points, signed: bool) -> _Fits:
     """Fit every law to the variance function."""
     if signed:
         _, v, weight = _curve(points)
-        return _Fits(float("nan"), {"gaussian": _spread(v, weight)})
+        return _Fits(float("nan"), {name: _spread(v, weight) for name, law in LAWS.items() if law.fixed_power == 0})
     x, v, weight = _curve(points.not_air())
     power, _ = _robust_line(x, v, weight)
-    misfit = {name: _spread(v - rho * x, weight) for name, rho in EXPONENTS.items()}
-    misfit["tweedie"] = _spread(v - min(max(power, 0.0), 2.0) * x, weight)
-    return _Fits(power, misfit)
+    return _Fits(power, {name: _spread(v - _exponent(name, power) * x, weight) for name in LAWS})
 
 
 def _spread(residual: Tensor, weight: Tensor) -> float:
@@ -335,7 +330,7 @@ def _level(
     points: _Points, law: str, power: float, generator: torch.Generator
 ) -> tuple[NoiseModel, tuple[float, float]]:
     """The law with its level, and the level's interval relative to it."""
-    rho = EXPONENTS.get(law, min(max(power, 0.0), 2.0) if power == power else 0.0)
+    rho = _exponent(law, power)
     used = points if rho == 0 else points.not_air()
     _require(len(used.mean))
 
@@ -345,20 +340,26 @@ def _level(
     draws = torch.stack([used.resampled(generator).floor(rho) for _ in range(RESAMPLES)])
     dispersion = float(centre.exp())
     low, high = _interval((draws - centre).exp())
-    if law == "gaussian":
-        return Gaussian(dispersion**0.5), (low**0.5, high**0.5)
-    if law == "poisson":
-        return Poisson(dispersion), (low, high)
-    if law == "gamma":
-        return Gamma(max(1 / dispersion, 1.0 + 1e-6)), (1 / high, 1 / low)
-    return Tweedie(rho, dispersion), (low, high)
+    found, least, most = (LAWS[law].of_dispersion(rho, dispersion * factor) for factor in (1.0, low, high))
+    ends = sorted(_level_of(end) / _level_of(found) for end in (least, most))
+    return found, (ends[0], ends[1])
+
+
+def _exponent(law: str, power: float) -> float:
+    """The law's own exponent, or the one measured, held to [0, 2]; 0 where none was."""
+    fixed = LAWS[law].fixed_power
+    return fixed if fixed is not None else min(max(power, 0.0), 2.0) if power == power else 0.0
+
+
+def _level_of(law: NoiseModel) -> float:
+    """The law's level: its last parameter."""
+    return list(law.parameters.values())[-1]
 
 
 def quantum_of(values: Tensor, law: NoiseModel) -> float:
     """Width of the count lattice where ``values`` are whole counts of a Poisson law, else 0."""
-    gain = law.parameters.get("gain", 0.0)
-    width = _lattice_near(values, gain) if gain else 0.0
-    return width if width and abs(gain / width - 1) < 0.02 else 0.0
+    width = _lattice_near(values, law.quantum) if law.quantum else 0.0
+    return width if width and abs(law.quantum / width - 1) < 0.02 else 0.0
 
 
 def _lattice_near(values: Tensor, gain: float) -> float:

@@ -24,6 +24,7 @@ class Gamma(NoiseModel):
 
     k: Parameter
     name: ClassVar[str] = "gamma"
+    fixed_power: ClassVar[float | None] = 2.0
 
     def __post_init__(self) -> None:
         require_positive(self.name, k=self.k)
@@ -54,6 +55,11 @@ class Gamma(NoiseModel):
     def variance(self, x: Tensor) -> Tensor:
         """``x² / k``."""
         return x**2 / self.k
+
+    @classmethod
+    def of_dispersion(cls, power: float, dispersion: float) -> Gamma:  # noqa: ARG003 - the power is fixed
+        """Gamma noise of squared coefficient of variation ``dispersion``, held to the law's domain."""
+        return cls(max(1 / dispersion, 1 + 1e-6))
 
     def scaled(self, factor: float) -> Gamma:  # noqa: ARG002 - the law has no unit
         """Return the same law: ``k`` has no unit."""

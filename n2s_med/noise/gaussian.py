@@ -23,6 +23,7 @@ class Gaussian(NoiseModel):
 
     sigma: Parameter
     name: ClassVar[str] = "gaussian"
+    fixed_power: ClassVar[float | None] = 0.0
 
     def __post_init__(self) -> None:
         require_positive(self.name, sigma=self.sigma)
@@ -40,6 +41,11 @@ class Gaussian(NoiseModel):
     def variance(self, x: Tensor) -> Tensor:
         """``sigma²``."""
         return torch.as_tensor(self.sigma, dtype=x.dtype, device=x.device) ** 2 + torch.zeros_like(x)
+
+    @classmethod
+    def of_dispersion(cls, power: float, dispersion: float) -> Gaussian:  # noqa: ARG003 - the power is fixed
+        """Gaussian noise of this variance."""
+        return cls(dispersion**0.5)
 
     def scaled(self, factor: float) -> Gaussian:
         """``sigma`` scales with the intensities."""

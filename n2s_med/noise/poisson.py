@@ -27,6 +27,7 @@ class Poisson(NoiseModel):
 
     gain: Parameter
     name: ClassVar[str] = "poisson"
+    fixed_power: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         require_positive(self.name, gain=self.gain)
@@ -35,6 +36,11 @@ class Poisson(NoiseModel):
     def variance_power(self) -> float:
         """Exponent of the variance function: 1."""
         return 1.0
+
+    @property
+    def quantum(self) -> float:
+        """The gain; the median of a map."""
+        return self.parameters["gain"]
 
     @property
     def shift(self) -> Parameter:
@@ -57,6 +63,11 @@ class Poisson(NoiseModel):
     def variance(self, x: Tensor) -> Tensor:
         """``gain * x``."""
         return self.gain * x
+
+    @classmethod
+    def of_dispersion(cls, power: float, dispersion: float) -> Poisson:  # noqa: ARG003 - the power is fixed
+        """Poisson noise of this gain."""
+        return cls(dispersion)
 
     def scaled(self, factor: float) -> Poisson:
         """``gain`` scales with the intensities."""

@@ -38,6 +38,7 @@ class Tweedie(NoiseModel):
     power: float
     dispersion: Parameter
     name: ClassVar[str] = "tweedie"
+    fixed_power: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         require_positive(self.name, dispersion=self.dispersion)
@@ -87,6 +88,11 @@ class Tweedie(NoiseModel):
     def variance(self, x: Tensor) -> Tensor:
         """``dispersion * x**power``."""
         return self.dispersion * x**self.power
+
+    @classmethod
+    def of_dispersion(cls, power: float, dispersion: float) -> Tweedie:
+        """The law itself, its power held to [0, 2]."""
+        return cls(min(max(power, 0.0), 2.0), dispersion)
 
     def scaled(self, factor: float) -> Tweedie:
         """``dispersion`` scales as ``factor**(2 - power)``."""
