@@ -182,9 +182,9 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         column is white noise convolved with {kernel}: correlation {here:.2f} between neighbours along an axis,
         {diagonal:.2f} along the diagonal of a face, {two:.2f} two voxels apart. The brain phantom is rougher than
         real scans, and so harder.""",
-        f"""Every network is the same 3D UNet {channels}, trained on this one volume for {config.steps} steps of one
-        {config.patch}³ patch, and averages eight flips. Ours, and MC-SURE, pass each patch twice (an antithetic
-        pair, a probe); a row says how the supervised arm does on two patches a step. The clean volume is used for
+        f"""Every network is the same 3D UNet {channels}, trained on this one volume for {config.steps} steps of
+        {config.patches} patches of {config.patch}³, each passed once (by MC-SURE twice), and averages eight flips.
+        The clean volume is used for
         scoring, by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other
         arms are not given it. Times are CPU times. Code {code_hash()}.""",
     )

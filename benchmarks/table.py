@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 KEY = ("volume", "shape", "column", "arm", "seed", "training", "code")
 """What a record is told apart by."""
 
-REFERENCES = ("supervised", "supervised2", "bm4d", "n2v", "paper")
+REFERENCES = ("supervised", "bm4d", "n2v", "paper")
 """Arms that ours are held against in rows of their own."""
 
 

@@ -1,6 +1,6 @@
 """From a noisy volume, its noise and a score network to the denoised volume.
 
-    y  →  u = T(y)  →  L g(u), tile by tile  →  Tweedie's formula  →  x_hat
+    y  →  u = T(y)  →  Σ s(u), tile by tile  →  Tweedie's formula  →  x_hat
 
 The volume is tiled with halos as wide as the network sees, so the result does not depend on the tiles; what
 is in memory at once is the input, the output and one tile.
@@ -166,10 +166,8 @@ class Denoiser:
         sd = torch.zeros_like(y_flat) if self.options.sd_probes else None
         plan = list(tiles(shape, tile_edges(shape, self._reach, self.options.tile_voxels)))
         for done, core in enumerate(plan, start=1):
-            keep, score_u = (
-                valid[core],
-                figures.step * self._colored_score(u.__getitem__, shape, core, self.flips),
-            )
+            keep = valid[core]
+            score_u = figures.step * self._score(u.__getitem__, shape, core, self.flips)
             local = law.at(core)
             estimate = self._estimate(local, y_flat[core], score_u)
             x_hat[core] = torch.where(keep, estimate, x_hat[core])
@@ -200,22 +198,21 @@ class Denoiser:
     def _reach(self) -> tuple[int, ...]:
         """Voxels around a core that its result depends on."""
         margin = SD_SMOOTHING if self.options.sd_probes else 0
-        return tuple(h + r + margin for h, r in zip(self._halo, self.noise.correlation.radius, strict=True))
+        return tuple(halo + margin for halo in self._halo)
 
     def _network_score(self, v: Tensor) -> Tensor:
-        """``g(v)`` of a whole region (spatial), on the CPU in float32."""
+        """The score of a whole region (spatial), on the CPU in float32."""
         with self.compute.autocast():
             g: Tensor = self.network(self.compute.place(v[None, None]))
         return g[0, 0].float().cpu() * self.scale
 
-    def _colored_score(self, read: Read, shape: Sequence[int], core: Region, flips: Flips) -> Tensor:
-        """``L g`` over ``core``, averaged over flips of the volume, the same at any tiling."""
-        outer = grown(core, shape, self.noise.correlation.radius)
-        total = torch.zeros(sizes(outer))
+    def _score(self, read: Read, shape: Sequence[int], core: Region, flips: Flips) -> Tensor:
+        """The network's score over ``core``, averaged over flips of the volume, the same at any tiling."""
+        total = torch.zeros(sizes(core))
         for flip in flips:
-            seen = grown(outer, shape, self._halo, self.network.stride, flip)
-            total += self._network_score(read(seen).flip(flip)).flip(flip)[within(outer, seen)]
-        return self._color(total / len(flips), outer, core)
+            seen = grown(core, shape, self._halo, self.network.stride, flip)
+            total += self._network_score(read(seen).flip(flip)).flip(flip)[within(core, seen)]
+        return total / len(flips)
 
     def _color(self, white: Tensor, outer: Region, core: Region) -> Tensor:
         """``L white`` over ``core`` from ``white`` over ``outer``; beyond the volume, ``white`` is zero."""
@@ -276,7 +273,7 @@ class Denoiser:
         total = torch.zeros(sizes(outer))
         for index in range(self.options.sd_probes):
             ahead, behind = (
-                self._colored_score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()]) for way in (1, -1)
+                self._score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()]) for way in (1, -1)
             )
             probe = self._probe(u.shape, outer, index)
             total += probe * (probe + step * (ahead - behind) / (2 * PROBE_STEP))

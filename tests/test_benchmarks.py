@@ -79,7 +79,7 @@ def test_it_compares_resumes_and_writes_its_tables(
     assert {**again, "cpu_s": 0} == {**before, "cpu_s": 0}
 
 
-@pytest.mark.parametrize("arm", ["gaussian", "bm4d", "supervised2", "n2n", "mcsure", "n2v", "paper", "blind"])
+@pytest.mark.parametrize("arm", ["gaussian", "bm4d", "supervised", "n2n", "mcsure", "n2v", "paper", "blind"])
 def test_every_other_arm_gives_a_finite_volume(quality: ModuleType, clean: Path, arm: str) -> None:
     volume = quality.from_file(clean)
     settings = quality.Settings(quality.TrainingConfig(steps=2), quality.Compute.choose())

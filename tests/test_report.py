@@ -55,9 +55,7 @@ def written(tmp_path: Path, told: Report, **changes) -> tuple[str, dict]:
     assert html == tmp_path / "scan.v1.report.html"
     assert data == tmp_path / "scan.v1.report.json"
     assert sorted(p.name for p in tmp_path.iterdir()) == [html.name, data.name]
-    return html.read_text(encoding="utf-8"), json.loads(
-        data.read_text(encoding="utf-8"), parse_constant=pytest.fail
-    )
+    return html.read_text(encoding="utf-8"), json.loads(data.read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
 class Page(HTMLParser):

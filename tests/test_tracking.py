@@ -381,8 +381,6 @@ def test_off_imports_nothing(tmp_path):
 
 
 def test_on_prints_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", ON], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", ON], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout == done.stderr == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["on"]

@@ -9,7 +9,7 @@ from arms.base import Arm, Result, Settings
 from arms.classical import best_gaussian_filter, bm4d, noisy, non_local_means
 from arms.ours import ours, ours_blind
 from arms.published import published
-from arms.twins import mc_sure, noise2noise, noise2void, supervised, supervised_twice
+from arms.twins import mc_sure, noise2noise, noise2void, supervised
 
 __all__ = ["ARMS", "Arm", "Result", "Settings"]
 
@@ -20,7 +20,6 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "nlm": Arm("non-local means, true level", non_local_means),
         "bm4d": Arm("BM4D, true level", bm4d),
         "supervised": Arm("supervised, same net and steps", supervised, truth=True, trains=True),
-        "supervised2": Arm("supervised, two patches a step", supervised_twice, truth=True, trains=True),
         "n2n": Arm("Noise2Noise (a second scan)", noise2noise, truth=True, trains=True),
         "mcsure": Arm("MC-SURE", mc_sure, trains=True),
         "n2v": Arm("Noise2Void", noise2void, trains=True),

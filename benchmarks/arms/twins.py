@@ -34,10 +34,13 @@ BLIND_RADIUS = 2
 class Twin(Trainer):
     """Our trainer with another loss."""
 
-    def __init__(self, scan: Scan, u: Tensor, settings: Settings, loss: Loss, patches: int) -> None:
+    def __init__(self, scan: Scan, u: Tensor, settings: Settings, loss: Loss) -> None:
         self.loss = loss
-        config = replace(settings.config, patches=patches, held_out=0.0, checks=1, ema=0.0, seed=scan.seed, seconds=1.0)
+        config = replace(settings.config, held_out=0.0, checks=1, ema=0.0, seed=scan.seed, seconds=1.0)
         super().__init__([UnitVolume(u, scan.valid, scan.noise, scan.spacing_mm)], config, settings.compute)
+
+    def _loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
+        return torch.stack([self._patch_loss(network, generator) for _ in range(self.config.patches)]).mean()
 
     def _patch_loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
         patch = self.sampler.draw(generator)
@@ -56,11 +59,6 @@ def supervised(scan: Scan, settings: Settings) -> Result:
     return _against(scan, expected_unit(scan.noise.law, scan.truth), settings)
 
 
-def supervised_twice(scan: Scan, settings: Settings) -> Result:
-    """The same on two patches a step: as many passes of the network as ours, which perturbs a patch twice."""
-    return _against(scan, expected_unit(scan.noise.law, scan.truth), settings, patches=2)
-
-
 def noise2noise(scan: Scan, settings: Settings) -> Result:
     """Learns a second scan with fresh noise (Lehtinen et al. 2018)."""
     law, correlation = scan.noise.law, scan.noise.correlation
@@ -72,7 +70,7 @@ def noise2noise(scan: Scan, settings: Settings) -> Result:
     return _against(scan, law.to_unit(second).float(), settings)
 
 
-def _against(scan: Scan, target: Tensor, settings: Settings, patches: int = 1) -> Result:
+def _against(scan: Scan, target: Tensor, settings: Settings) -> Result:
     """Train to meet ``target``, of the shape of the scan."""
     target = target.contiguous()
 
@@ -80,7 +78,7 @@ def _against(scan: Scan, target: Tensor, settings: Settings, patches: int = 1) -
         wanted = torch.as_strided(target, patch.u.shape, patch.u.stride(), patch.u.storage_offset())
         return (patch.u + g(patch.u) - wanted).square()
 
-    return _trained(scan, settings, loss, patches)
+    return _trained(scan, settings, loss)
 
 
 def mc_sure(scan: Scan, settings: Settings) -> Result:
@@ -120,10 +118,10 @@ def _stand_ins(u: Tensor, generator: torch.Generator) -> Tensor:
     return u[0, 0][tuple(index)][None, None]
 
 
-def _trained(scan: Scan, settings: Settings, loss: Loss, patches: int = 1) -> Result:
+def _trained(scan: Scan, settings: Settings, loss: Loss) -> Result:
     law = scan.noise.law
     u = law.to_unit(scan.y).float().contiguous()
-    network = Twin(scan, u, settings, loss, patches).run()
+    network = Twin(scan, u, settings, loss).run()
     return Result(law.mean_from_unit(scan.y, flip_averaged(network, u, settings.compute)))
 
 

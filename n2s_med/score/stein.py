@@ -1,9 +1,9 @@
 """Stein's identities: the figures that need no clean image.
 
-In the unit-noise domain ``u = x + L w`` the estimate is ``x_hat = u + L g(u)``. One Monte Carlo probe
-(Ramani et al. 2008) gives the trace in Stein's unbiased risk estimate
+In the unit-noise domain ``u = x + L w`` with ``Σ = L Lᵀ`` the estimate is ``x_hat = u + h(u)``. One Monte Carlo
+probe (Ramani et al. 2008) gives the trace in Stein's unbiased risk estimate
 
-    SURE = E|L g|² + 2 tr(L (∂g/∂u) L) / N + 1,
+    SURE = E|h|² + 2 tr(Σ ∂h/∂u) / N + 1,
 
 and, as ``Cov[x given u] = Σ + Σ ∇² log p Σ`` (Manor & Michaeli, ICLR 2024), the same product of probe and
 response is the posterior variance of each voxel.
@@ -30,28 +30,28 @@ def response(f: Function, at: Tensor, along: Tensor) -> Tensor:
     return (f(at + PROBE_STEP * along) - f(at - PROBE_STEP * along)) / (2 * PROBE_STEP)
 
 
-def step_terms(g: Function, u: Tensor, correlation: Correlation, white: Tensor) -> tuple[Tensor, Tensor]:
-    """``(L g)²`` and ``(L w)(L ∂g/∂u L w)`` per voxel of unit-noise data ``u``, shape (N, 1, spatial).
+def step_terms(h: Function, u: Tensor, correlation: Correlation, white: Tensor) -> tuple[Tensor, Tensor]:
+    """``h²`` and ``(L w) ∂h/∂u (L w)`` per voxel of unit-noise data ``u``, shape (N, 1, spatial).
 
-    Of ``u + α L g``, the ``α`` of least SURE is minus the mean of the second over the mean of the first: one
+    Of ``u + α h``, the ``α`` of least SURE is minus the mean of the second over the mean of the first: one
     where law, level and network are right.
     """
     colored = correlation.color(white)
-    return correlation.color(g(u)).square(), colored * correlation.color(response(g, u, colored))
+    return h(u).square(), colored * response(h, u, colored)
 
 
-def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
+def risk_terms(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
     """Estimated squared error and noise variance per voxel, in one unit; their means' quotient is the risk.
 
-    SURE in the unit-noise domain, ``|L g|² + 2 (L w)(L ∂g/∂u L w) + 1`` over 1 (Stein 1981). Whole counts
+    SURE in the unit-noise domain, ``h² + 2 (L w) ∂h/∂u (L w) + 1`` over 1 (Stein 1981). Whole counts
     do not have unit variance there when they are few, so for them it is PURE in the scan's own units, to
     first order in the step of one count: ``|f - y|² - V + 2 b (∂f/∂y) b`` over ``V`` with ``f(y) = x_hat``
     and ``b = sqrt(V(y)) L w`` (Le Montagner, Angelini & Olivo-Marin 2014).
 
     Parameters
     ----------
-    g
-        The score of unit-noise data times ``Lᵀ``, as the network gives it.
+    h
+        The score of unit-noise data times ``Σ``, as the network gives it.
     u
         Unit-noise data of shape (N, 1, spatial).
     noise
@@ -60,20 +60,20 @@ def risk_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple
         N(0, I) or ±1 probe, same shape.
     """
     if noise.quantum > 0:
-        return _pure_terms(g, u, noise, white)
-    square, trace = step_terms(g, u, noise.correlation, white)
+        return _pure_terms(h, u, noise, white)
+    square, trace = step_terms(h, u, noise.correlation, white)
     return square + 2 * trace + 1, torch.ones_like(square)
 
 
-def _pure_terms(g: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
-    law, color = noise.law, noise.correlation.color
+def _pure_terms(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
+    law = noise.law
     y = law.from_unit(u)
     variance = noise.variance(y)
     lowest = EDGE * variance.sqrt().min() - torch.as_tensor(law.shift)
 
     def estimate(values: Tensor) -> Tensor:
         counts = torch.maximum(values, lowest)
-        return law.mean_from_unit(counts, color(g(law.to_unit(counts))))
+        return law.mean_from_unit(counts, h(law.to_unit(counts)))
 
-    probe = variance.sqrt() * color(white)
+    probe = variance.sqrt() * noise.correlation.color(white)
     return (estimate(y) - y).square() - variance + 2 * probe * response(estimate, y, probe), variance

@@ -25,7 +25,10 @@ class TrainingConfig:
     patch
         Edge of the cubic training patch, in voxels.
     patches
-        Patches per step; each is perturbed by +u and −u.
+        Patches per step.
+    antithetic
+        Perturb each patch by +u and −u. Twice the patches with one perturbation each cost the same and score
+        better: 0.1 to 0.3 dB.
     objective
         ``"ar-dae"``, ``"dsm"`` or ``"total-unit-noise"``; see :mod:`n2s_med.score.objectives`.
     sigma_a
@@ -49,15 +52,16 @@ class TrainingConfig:
     steps: int = 0
     seconds: float = 120.0
     patch: int = 24
-    patches: int = 1
+    patches: int = 2
+    antithetic: bool = False
     objective: str = "ar-dae"
     sigma_a: float = 0.5
     learning_rate: float = 0.01
     channels: tuple[int, ...] = (16, 32, 64)
     ema: float = 0.0
-    held_out: float = 0.04
-    checks: int = 20
-    patience: int = 8
+    held_out: float = 0.02
+    checks: int = 12
+    patience: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +105,9 @@ def _converted(key: str, value: Any, default: Any) -> Any:
     try:
         if isinstance(default, tuple):
             return tuple(int(v) for v in value)
-        if isinstance(value, bool) or (isinstance(default, int) and int(value) != float(value)):
+        if isinstance(value, bool) != isinstance(default, bool):
+            raise ValueError
+        if isinstance(default, int) and int(value) != float(value):
             raise ValueError
         return type(default)(value)
     except (TypeError, ValueError, OverflowError) as error:

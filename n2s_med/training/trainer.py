@@ -1,7 +1,7 @@
 """The training loop.
 
-Everything happens in the unit-noise domain: small patches, a perturbation coloured as the noise is, an
-antithetic pair of it per patch, flips and permutations of like axes, Muon and a cosine. Each step draws
+Everything happens in the unit-noise domain: small patches, a perturbation coloured as the noise is, flips and
+permutations of like axes, Muon and a cosine. Each step draws
 from a generator seeded by its own number, so a run that was killed and resumed ends with the same weights.
 The figure that picks the weights and stops early is SURE on held-out voxels of the noisy volumes; no clean
 image is used.
@@ -127,7 +127,7 @@ class Trainer:
 
     def _one_step(self, network: ScoreUNet, optimizer: ScoreOptimizer, step: int) -> float:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        loss = torch.stack([self._patch_loss(network, generator) for _ in range(self.config.patches)]).mean()
+        loss = self._loss(network, generator)
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise N2SError(
@@ -140,23 +140,28 @@ class Trainer:
                 self.average[name].lerp_(tensor, 1 - self.config.ema)
         return value
 
-    def _patch_loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
-        """Mean loss of one patch under an antithetic pair of perturbations."""
-        patch = self.sampler.draw(generator)
-        white = torch.randn(patch.u.shape, generator=generator)
-        pair = torch.cat((white, -white)).to(self.compute.device)
+    def _loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
+        """Mean loss over the patches of a step, each under its own perturbation (or an antithetic pair)."""
+        samples = []
+        for _ in range(self.config.patches):
+            patch = self.sampler.draw(generator)
+            colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
+            samples += [(patch, colored), (patch, -colored)] if self.config.antithetic else [(patch, colored)]
+        shown = [self.objective.perturbed(patch.u, colored) for patch, colored in samples]
+        scores = self._scores(network, [p.augment(v) for (p, _), v in zip(samples, shown, strict=True)])
+        total = count = torch.zeros((), device=self.compute.device)
+        for (patch, colored), v, score in zip(samples, shown, scores, strict=True):
+            u, v, colored, weight = (t.to(self.compute.device) for t in (patch.u, v, colored, patch.weight))
+            total = total + (self.objective.error(u, v, patch.restore(score), colored) * weight).sum()
+            count = count + weight.sum()
+        return total / count.clamp_min(1)
 
-        def score(v: Tensor) -> Tensor:
-            with self.compute.autocast():
-                out = network(self.compute.place(patch.augment(v)))
-            restored: Tensor = patch.restore(out).float()
-            return restored
-
-        u = patch.u.to(self.compute.device).expand_as(pair)
-        weight = patch.weight.to(self.compute.device)
-        loss = self.objective.loss(score, u, pair, patch.noise.correlation.color)
-        mean: Tensor = (loss * weight).sum() / (2 * weight.sum()).clamp_min(1)
-        return mean
+    def _scores(self, network: ScoreUNet, shown: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The network's answers, in one batch where the patches are of one shape."""
+        batches = [torch.cat(list(shown))] if len({v.shape for v in shown}) == 1 else shown
+        with self.compute.autocast():
+            answers = [network(self.compute.place(batch)).float() for batch in batches]
+        return list(answers[0].unsqueeze(1).unbind()) if len(batches) == 1 else answers
 
     # -- checks, early stop ----------------------------------------------------------------------------
 

@@ -287,7 +287,7 @@ def test_another_store(run: Run, scan: Path, tmp_path: Path, tables: Path, monke
 
 
 def test_a_failed_run_is_tracked_as_failed(run: Run, scan: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_patch_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(Trainer, "_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     done = train(run, out, scan)
     assert done.code == 1
     assert "not finite" in done.error

@@ -98,8 +98,8 @@ def test_antithetic_pairs_cancel_noise_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("objective", [ArDae(0.5), TotalUnitNoise(0.5)], ids=["ArDae", "TotalUnitNoise"])
-def test_correlated_perturbation_teaches_the_score_times_its_root(objective: Objective) -> None:
-    """Of all ``θ(f) v`` per frequency, ``Lᵀ s`` has the least loss, and ``s`` without ``Lᵀ`` has more."""
+def test_correlated_perturbation_teaches_the_score_times_the_covariance(objective: Objective) -> None:
+    """Of all ``θ(f) v`` per frequency, ``Σ s`` has the least loss, and ``Lᵀ s`` and ``s`` have more."""
     correlation = Correlation.from_kernel(torch.tensor([0.5, 1.0, 0.5]))
     size = 32
     root = correlation._transfer((size,)).double()
@@ -117,8 +117,8 @@ def test_correlated_perturbation_teaches_the_score_times_its_root(objective: Obj
 
         return float(objective.loss(g, y, white, correlation.color).mean())
 
-    exact = -root / power
-    for worse in (0.8 * exact, 1.2 * exact, -1 / power, exact.flip(0), exact - 0.02):
+    exact = -(root**2) / power
+    for worse in (0.8 * exact, 1.2 * exact, -root / power, -1 / power, exact.flip(0), exact - 0.02):
         assert loss(exact) < loss(worse)
 
 

@@ -243,7 +243,7 @@ class Pointwise(nn.Module):
 
 def gradients(one: UnitVolume, config: TrainingConfig) -> list[float]:
     run, network = Trainer([one], config, CPU), Pointwise()
-    losses = [run._patch_loss(network, seeded(step)) for step in range(10)]  # type: ignore[arg-type]
+    losses = [run._loss(network, seeded(step)) for step in range(10)]  # type: ignore[arg-type]
     return [float(torch.autograd.grad(loss, network.slope)[0]) for loss in losses]
 
 
@@ -273,7 +273,7 @@ def test_pair_is_antithetic_and_colored() -> None:
     """What the network is shown: the patch with ``+L u`` and with ``-L u``."""
     correlation = Correlation.from_kernel(torch.tensor([[0.5, 1.0, 0.5]]))
     one = volume(300, 300, noise=ScanNoise(Gaussian(1.0), correlation))
-    run = Trainer([one], replace(CONFIG, patch=300, held_out=0.0), CPU)
+    run = Trainer([one], replace(CONFIG, patch=300, patches=1, antithetic=True, held_out=0.0), CPU)
     shown: list[Tensor] = []
 
     class Spy(Pointwise):
@@ -281,7 +281,7 @@ def test_pair_is_antithetic_and_colored() -> None:
             shown.append(v.detach().clone())
             return super().forward(v)
 
-    run._patch_loss(Spy(), seeded())  # type: ignore[arg-type]
+    run._loss(Spy(), seeded())  # type: ignore[arg-type]
     (pair,) = shown
     added = (pair[0, 0] - pair[1, 0]) / 2 / 0.5
     assert float(added.var()) == pytest.approx(1, abs=0.03)

@@ -104,8 +104,6 @@ def regridded(volume: MetaTensor, values: Any, affine: Any) -> MetaTensor:
     return MetaTensor(values.as_tensor(), affine=torch.as_tensor(affine), meta=meta)
 
 
-def pixels(
-    shape: tuple[int, int, int] = (4, 6, 5), low: int = 0, high: int = 2000, kind: str = "i2"
-) -> NDArray[Any]:
+def pixels(shape: tuple[int, int, int] = (4, 6, 5), low: int = 0, high: int = 2000, kind: str = "i2") -> NDArray[Any]:
     """Return random stored values (slices, rows, columns)."""
     return np.random.default_rng(7).integers(low, high, size=shape, dtype=kind)

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from n2s_med.errors import OutputError
 from n2s_med.atomic import whole
+from n2s_med.errors import OutputError
 
 DEAD = 2**22 + 1  # beyond the largest process id of Linux
 

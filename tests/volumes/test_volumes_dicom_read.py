@@ -53,9 +53,7 @@ def test_meta_says_what_it_is_without_patient_data(tmp_path):
     assert (meta["format"], meta["modality"], meta["units"]) == ("dicom", "pet", "BQML")
     assert meta["label"] == "PT series 4, 4 slices of 5x6"
     assert [Path(name).name for name in meta["source"]] == [f"one-{n:03d}" for n in (4, 3, 2, 1)]
-    assert not any(
-        secret in str(value) for key, value in meta.items() if key != "source" for secret in SECRETS
-    )
+    assert not any(secret in str(value) for key, value in meta.items() if key != "source" for secret in SECRETS)
 
 
 def test_slope_and_intercept_are_those_of_each_slice(tmp_path):
@@ -313,9 +311,7 @@ def test_stacks_at_the_same_positions_become_one_volume_each(tmp_path, sop_class
     assert volume.shape == (2, 5, 6, 4)
     stored = pixels().transpose(2, 1, 0)
     slope = 1.0 if sop_class == MR else 0.1
-    np.testing.assert_allclose(
-        volume[:, :, :, 0], np.stack([stored, stored + 100])[..., 0] * slope, rtol=1e-6
-    )
+    np.testing.assert_allclose(volume[:, :, :, 0], np.stack([stored, stored + 100])[..., 0] * slope, rtol=1e-6)
     assert volume.meta["label"].endswith("2 volumes of 4 slices of 5x6")
     assert len(volume.meta["source"]) == 8
 

@@ -186,9 +186,7 @@ def test_times_are_in_the_zone_that_the_source_names(tmp_path, provenance):
     def in_zone(ds, index):  # noqa: ARG001
         ds.TimezoneOffsetFromUTC = "+1400"
 
-    out = write(
-        read(make_series(tmp_path / "s", edit=in_zone)).volumes[0], tmp_path / "out", provenance=provenance
-    )
+    out = write(read(make_series(tmp_path / "s", edit=in_zone)).volumes[0], tmp_path / "out", provenance=provenance)
     ds = headers(out)[0]
     said = datetime.strptime(f"{ds.ContentDate}{ds.ContentTime}+1400", "%Y%m%d%H%M%S.%f%z")
     assert abs((datetime.now(UTC) - said).total_seconds()) < 600
@@ -199,8 +197,7 @@ def test_uids_depend_on_source_model_and_parameters_alone(tmp_path, provenance):
 
     def uids(name, used):
         return [
-            (ds.SOPInstanceUID, ds.SeriesInstanceUID)
-            for ds in headers(write(volume, tmp_path / name, provenance=used))
+            (ds.SOPInstanceUID, ds.SeriesInstanceUID) for ds in headers(write(volume, tmp_path / name, provenance=used))
         ]
 
     first = uids("a", provenance)

@@ -71,15 +71,11 @@ def test_meta_says_what_it_is(tmp_path):
     np.testing.assert_allclose(meta["spacing_mm"], np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["example4d.nii.gz", "functional.nii", "anatomical.nii", "example_nifti2.nii.gz"]
-)
+@pytest.mark.parametrize("name", ["example4d.nii.gz", "functional.nii", "anatomical.nii", "example_nifti2.nii.gz"])
 def test_real_headers_survive(tmp_path, provenance, name):
     source = nib.load(carried(name))
     (volume,) = read(carried(name)).volumes
-    np.testing.assert_allclose(
-        volume[0, ..., 0], source.get_fdata().reshape((*source.shape, 1)[:4])[..., 0, 0]
-    )
+    np.testing.assert_allclose(volume[0, ..., 0], source.get_fdata().reshape((*source.shape, 1)[:4])[..., 0, 0])
     np.testing.assert_allclose(volume.affine, source.affine)
     again = nib.load(write(volume, tmp_path / name, provenance=provenance))
     assert type(again) is type(source)
@@ -116,9 +112,7 @@ def test_big_endian_and_other_types(tmp_path):
 
 
 def test_units_of_length_are_turned_to_millimetres(tmp_path, provenance):
-    path = save(
-        tmp_path / "m.nii", values(), np.diag([0.002, 0.002, 0.003, 1]), set_xyzt_units=("meter", "sec")
-    )
+    path = save(tmp_path / "m.nii", values(), np.diag([0.002, 0.002, 0.003, 1]), set_xyzt_units=("meter", "sec"))
     (volume,) = read(path).volumes
     np.testing.assert_allclose(volume.meta["spacing_mm"], (2, 2, 3))
     again = nib.load(write(volume, tmp_path / "out.nii", provenance=provenance))

@@ -211,9 +211,7 @@ def test_nifti_comes_back_with_its_header(data, tmp_path, name):
 
 def verified(path: Path) -> set[str]:
     """Return the errors that dciodvfy finds in ``path``."""
-    done = subprocess.run(
-        ["dciodvfy", "-new", path], capture_output=True, text=True, errors="replace", check=False
-    )
+    done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, errors="replace", check=False)
     return {line for line in done.stderr.splitlines() if line.startswith("Error")}
 
 
