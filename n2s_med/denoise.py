@@ -39,9 +39,9 @@ SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
 
-STEP_RANGE = (0.5, 1.05)
-"""The step from SURE is kept within this range: far below, the law does not hold and the figures say so; above
-one, more than the noise would be taken away."""
+STEP_RANGE = (0.0, 1.05)
+"""The step from SURE is kept within this range: far below one, the level does not hold, little is
+taken away and the figures say so; above one, more than the noise would be."""
 
 SD_SMOOTHING = 2
 """Radius in voxels of the mean filter on the variance map, whose single values are noisy."""

@@ -66,7 +66,7 @@ DARK = 0.1
 LESS_NOISE = 0.6
 """Air with less than this share of the noise's SD elsewhere is left out."""
 
-SNAP = 0.5
+SNAP = 1.0
 """A gain this near (in logarithm) to the lattice of the values is the lattice: the values are counts."""
 
 FEW_COUNTS = 20
@@ -221,7 +221,7 @@ class _Points:
         return [self.where(index) for index in self.mean.argsort().tensor_split(BINS) if len(index) >= FEWEST_IN_BIN]
 
     def floor(self, rho: float = 0.0) -> Tensor:
-        """Log of the noise variance over ``mean**rho`` that the lower bins agree on: structure only adds."""
+        """Log of the noise variance over ``mean**rho`` in the quietest bins: structure only adds."""
         return torch.stack([b.level(rho) for b in self.bins()]).quantile(AGREED)
 
     def above_noise_floor(self) -> _Points:
@@ -365,17 +365,23 @@ def quantum_of(values: Tensor, law: NoiseModel) -> float:
 def _lattice_near(values: Tensor, gain: float) -> float:
     """Width of the lattice from zero up that ``values`` lie on, within a factor of ``exp(SNAP)`` of ``gain``, or 0.
 
-    The lattice is where the mean of ``cos(2π y / width)`` over the lowest counts peaks at nearly one.
+    The lattice is the widest for which the mean of ``cos(2π y / width)`` over the lowest counts is nearly one:
+    its halves and thirds would do as well.
     """
     some = values[:: 1 + values.numel() // 200_000].double()
     some = some[(some > 0.5 * gain * math.exp(-SNAP)) & (some < FEW_COUNTS * gain)]
     if len(some) < FEWEST_BLOCKS:
         return 0.0
     some = some[:: 1 + len(some) // 5_000]
-    widths = gain * torch.linspace(-SNAP, SNAP, 2_001, dtype=torch.float64).exp()
-    for _ in range(3):
-        concordance = torch.cos(2 * math.pi * some / widths[:, None]).mean(1)
-        best = int(concordance.argmax())
-        step = float(widths[1] / widths[0]) ** 0.02
-        widths = widths[best] * step ** torch.arange(-100, 101, dtype=torch.float64)
-    return float(widths[100]) if float(concordance[best]) > ON_LATTICE else 0.0
+
+    def concordance(widths: Tensor) -> Tensor:
+        return torch.cos(2 * math.pi * some / widths[:, None]).mean(1)
+
+    widths = gain * torch.linspace(-SNAP, SNAP, 4_001, dtype=torch.float64).exp()
+    fitting = widths[concordance(widths) > ON_LATTICE]
+    if not len(fitting):
+        return 0.0
+    for reach in (0.02, 1e-3, 5e-5):
+        near = fitting[-1] * torch.linspace(1 - reach, 1 + reach, 401, dtype=torch.float64)
+        fitting = near[concordance(near).argmax()][None]
+    return float(fitting[0])
