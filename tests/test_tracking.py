@@ -203,6 +203,7 @@ def test_the_model_loads_and_answers_at_any_size_without_the_patients_voxels(sto
     scan = torch.full((1, 2, 40, 5, 6), 7.25)
     with opened(store) as tracker:
         tracker.model(network, scan)
+    mlflow.set_tracking_uri(None)  # whatever earlier tests of this process left
     monkeypatch.setenv("MLFLOW_TRACKING_URI", client(store).tracking_uri)
     assert network.training
     assert run_of(store, tracker).info.status == "FINISHED"

@@ -204,7 +204,7 @@ def test_killed_outright_and_started_again(run: Run, undisturbed: tuple[Path, st
     assert finished.info.status == "FINISHED"
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     steps = [m.step for m in client.get_metric_history(finished.info.run_id, "loss")]
-    assert sorted(set(steps)) == list(range(2, 41, 2))
+    assert sorted(set(steps)) == [*range(3, 40, 3), 40]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
