@@ -1,7 +1,8 @@
 """The command line: options in, jobs out. No logic lives here.
 
 Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 refused, with one line that says why;
-2 wrong usage; 4 done, but a trust check failed and ``--strict`` was given; 130 interrupted.
+2 wrong usage; 3 some of several scans failed and the rest are done; 4 done, but a trust check failed and
+``--strict`` was given; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def _denoise(arguments: argparse.Namespace) -> int:
         tracking=arguments.track,
         quiet=arguments.quiet,
     )
-    results = job.run(_say)
-    for result in results:
+    trusted = True
+    for result in job.run(_say):
         for warning in result.warnings:
             _say(f"warning: {result.label}: {warning}")
         print(f"{result.label}")
@@ -89,8 +90,8 @@ def _denoise(arguments: argparse.Namespace) -> int:
             print(f"  sd map  {result.sd_map}")
         print(f"  report  {result.report}")
         failed = sum(not verdict.passed for verdict in result.verdicts)
-        print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed")
-    trusted = all(result.trusted for result in results)
+        print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed", flush=True)
+        trusted = trusted and result.trusted
     return NOT_TRUSTED if arguments.strict and not trusted else 0
 
 

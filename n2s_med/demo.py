@@ -72,7 +72,7 @@ def _phantom(out: Path, seconds: float) -> None:
 
 def _denoise(source: Path, output: Path, seconds: float) -> list[Result]:
     job = DenoiseJob(source, output, config=TrainingConfig(seconds=seconds), compute=Compute.choose(), overwrite=True)
-    return job.run(lambda line: print(line, file=sys.stderr, flush=True))
+    return list(job.run(lambda line: print(line, file=sys.stderr, flush=True)))
 
 
 def _show(results: Sequence[Result]) -> None:

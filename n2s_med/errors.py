@@ -8,6 +8,7 @@
     │   └── UnsupportedError    a sound image that this package does not handle, and why
     ├── NoiseLawError           data outside the noise law's domain, or a law's parameter out of range
     ├── ModelError              weights that are damaged or made for another modality or dimension
+    ├── PartialError            some of several scans failed and the rest are done; exit code 3
     └── OutputError             a result that cannot be written: it exists, no space, no permission
 
 Every message is one line: what, where, and the remedy. None carries patient data.
@@ -70,3 +71,9 @@ class ModelError(N2SError):
 
 class OutputError(N2SError):
     """A result that cannot be written: it exists already, no space, no permission."""
+
+
+class PartialError(N2SError):
+    """Some of several scans failed; each was reported, and the rest are done."""
+
+    exit_code = 3

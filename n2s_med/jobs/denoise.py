@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,13 +18,13 @@ import n2s_med
 from n2s_med.atomic import check_free
 from n2s_med.compute import Compute
 from n2s_med.denoise import Denoised, DenoiseOptions, Denoiser
-from n2s_med.errors import InputError, ModelError, NoiseLawError, OutputError
-from n2s_med.jobs.noise import NoiseRequest
+from n2s_med.errors import InputError, ModelError, N2SError, NoiseLawError, OutputError, PartialError
+from n2s_med.jobs.noise import AUTO, NoiseRequest
 from n2s_med.jobs.train import Say, Scan, fit, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.quality import quantities, residual_of, verdicts
 from n2s_med.report import JSONValue, Report, Verdict, write_report
-from n2s_med.score import ScoreModel
+from n2s_med.score import ANY, ScoreModel
 from n2s_med.tracking import open_tracker
 from n2s_med.training import TrainingConfig
 from n2s_med.volumes import Provenance, read, write, write_sd_map
@@ -108,31 +108,47 @@ class DenoiseJob:
     tracking: Path | None = None
     quiet: bool = False
 
-    def run(self, say: Say) -> list[Result]:
-        """Denoise; each scan is written whole or not at all.
+    def run(self, say: Say) -> Iterator[Result]:
+        """Denoise scan by scan; each is written whole or not at all, and one that fails does not stop the rest.
 
         Raises
         ------
         N2SError
-            If nothing at the path can be read, or one of its scans cannot be denoised or written.
+            If nothing at the path can be read, an output is refused, or the only scan fails.
+        PartialError
+            At the end, if some of several scans failed; why was said for each.
         """
         model = ScoreModel.load(self.model) if self.model else None
-        forced = modality_named(self.modality) if self.modality else None
         contents = read(self.source)
         for refusal in contents.refusals:
             say(f"left out: {refusal}")
         targets = self._targets(contents.volumes)
-        results = []
+        failed = 0
         for volume, target in zip(contents.volumes, targets, strict=True):
-            found = volume.meta["modality"]
-            modality = forced or (modality_named(found) if found else None)
             try:
-                results.append(self._one(volume, target, modality, model, say))
-            except ModelError as error:
-                raise error.at(self.model or target) from error.__cause__
-            except (InputError, NoiseLawError) as error:
-                raise error.at(place_of(volume)) from error.__cause__
-        return results
+                result = self._located(volume, target, model, say)
+            except N2SError as error:
+                if len(targets) == 1:
+                    raise
+                say(f"error: {error}")
+                failed += 1
+            else:
+                yield result
+        if failed:
+            kind = PartialError if failed < len(targets) else N2SError
+            raise kind(f"{failed} of {len(targets)} scans failed", path=self.source)
+
+    def _located(self, volume: MetaTensor, target: Path, model: ScoreModel | None, say: Say) -> Result:
+        """Denoise one scan; errors name its file, or the model's."""
+        found = self.modality or volume.meta["modality"]
+        if found is None and model is not None and model.modality != ANY:
+            found = model.modality
+        try:
+            return self._one(volume, target, modality_named(found) if found else None, model, say)
+        except ModelError as error:
+            raise error.at(self.model or target) from error.__cause__
+        except (InputError, NoiseLawError) as error:
+            raise error.at(place_of(volume)) from error.__cause__
 
     def _targets(self, volumes: Sequence[MetaTensor]) -> list[Path]:
         """Where each scan goes; refused at once if something is there or the name does not fit the format."""
@@ -162,7 +178,10 @@ class DenoiseJob:
     ) -> Result:
         """Denoise one scan."""
         start, label = time.perf_counter(), volume.meta["label"]
-        scans = scans_of(volume, modality, self.noise)
+        request = self.noise
+        if request.law == AUTO and model is not None and model.law != ANY:
+            request = replace(request, law=model.law)
+        scans = scans_of(volume, modality, request)
         choice = scans[0].choice
         say(f"{label}: {choice.sentence}")
         tracker = open_tracker(
