@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from n2s_med import errors
-from n2s_med.errors import ConfigurationError, InputError, N2SError, UnsupportedError
+from n2s_med.errors import ConfigurationError, InputError, N2SError, PartialError, UnsupportedError
 
 
 def test_message_has_place_cause_and_remedy() -> None:
@@ -44,5 +44,5 @@ def test_tree_at_the_head_of_the_module_is_the_real_one(name: str) -> None:
     kind = getattr(errors, name)
     assert name in (errors.__doc__ or "")
     assert kind.__doc__
-    assert kind.exit_code == (2 if issubclass(kind, ConfigurationError) else 1)
+    assert kind.exit_code == {ConfigurationError: 2, PartialError: 3}.get(kind, 1)
     assert issubclass(kind, InputError) == (kind in (InputError, UnsupportedError))
