@@ -116,7 +116,7 @@ def test_a_configuration_file_and_its_overrides(run: Run, scan: Path, tmp_path: 
 def test_a_time_budget(run: Run, scan: Path, tmp_path: Path) -> None:
     options = ("--modality", "ct", "--out", tmp_path / "out", *FAST, "--no-track", "--set", "channels=[3]")
     assert run("train", scan, *options, "--seconds", 0.2, "--set", "patch=8").code == 0
-    assert json.loads((tmp_path / "out" / "card.json").read_text())["steps"] >= 20
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["steps"] >= 12  # a check each
 
 
 # -- what is there already -----------------------------------------------------------------------------
