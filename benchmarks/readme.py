@@ -30,7 +30,7 @@ def main() -> None:
         demo._phantom(Path(work), arguments.seconds)
         noisy, denoised = (read(Path(work) / name).volumes[0] for name in ("noisy", "denoised"))
     lines = told.getvalue().splitlines()
-    first = next(i for i, line in enumerate(lines) if "truth" in line and "noisy" in line)
+    first = next(i for i, line in enumerate(lines) if line.split() == ["truth", "noisy", "denoised"])
     last = next(i for i, line in enumerate(lines) if line.startswith("background bias"))
     figure, _ = pictures.planes(
         noisy.as_tensor()[0],
