@@ -111,14 +111,12 @@ def _neighbours(shape: Sequence[int], axis: int, own: int) -> tuple[tuple[slice,
     return tuple(here), tuple(there)
 
 
-def verdicts(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures: Figures) -> list[Verdict]:
-    """The trust checks of one denoised volume (X, Y, Z)."""
-    residual = residual_of(y, x_hat, valid, noise)
-    dims = noise.correlation.kernel.ndim  # 2 for a volume of one slice
-    excess = max(
-        abs(residual.neighbours[axis] - noise.correlation.autocorrelation([int(a == axis) for a in range(dims)]))
-        for axis in range(dims)
-    )
+def verdicts(
+    residual: Residual, y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures: Figures
+) -> list[Verdict]:
+    """The trust checks of one denoised volume (X, Y, Z), given its :func:`residual_of`."""
+    expected = noise.correlation.neighbours  # two axes for a volume of one slice
+    excess = max(abs(found - wanted) for found, wanted in zip(residual.neighbours, expected, strict=False))
     step = _verdict(
         "step length",
         figures.step_sure,

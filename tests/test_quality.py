@@ -99,7 +99,8 @@ def posterior(sigma: float = 3.0, spread: float = 3.0) -> tuple[Tensor, Tensor]:
 
 def failed(y: Tensor, x_hat: Tensor, noise: ScanNoise, **figures: Any) -> set[str]:
     told = Figures(**({"step": 1.0, "step_sure": 1.0, "risk": 0.5} | figures))
-    checks = verdicts(y, x_hat, torch.ones_like(y, dtype=torch.bool), noise, told)
+    everywhere = torch.ones_like(y, dtype=torch.bool)
+    checks = verdicts(residual_of(y, x_hat, everywhere, noise), y, x_hat, everywhere, noise, told)
     for check in checks:
         assert check.passed == (check.low <= check.value <= check.high)
         assert check.sentence.startswith("Holds: " if check.passed else "Does not hold: ")

@@ -22,7 +22,7 @@ from n2s_med.errors import InputError, ModelError, N2SError, NoiseLawError, Outp
 from n2s_med.jobs.noise import AUTO, NoiseRequest
 from n2s_med.jobs.train import Say, Scan, fit, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
-from n2s_med.quality import quantities, residual_of, verdicts
+from n2s_med.quality import Residual, quantities, residual_of, verdicts
 from n2s_med.report import JSONValue, Report, Verdict, write_report
 from n2s_med.score import ANY, ScoreModel
 from n2s_med.tracking import open_tracker
@@ -257,10 +257,11 @@ class DenoiseJob:
                 overwrite=self.overwrite,
             )
         times["writing_time_s"] = time.perf_counter() - begun
+        residuals = [residual_of(s.y, p.x_hat, s.valid, choice.noise) for s, p in zip(scans, parts, strict=True)]
         checks = [
             verdict
-            for scan, part in zip(scans, parts, strict=True)
-            for verdict in verdicts(scan.y, part.x_hat, scan.valid, choice.noise, part.figures)
+            for scan, part, residual in zip(scans, parts, residuals, strict=True)
+            for verdict in verdicts(residual, scan.y, part.x_hat, scan.valid, choice.noise, part.figures)
         ]
         warnings = [
             *choice.warnings,
@@ -268,7 +269,7 @@ class DenoiseJob:
         ]
         report = Report(
             title=f"{volume.meta['label']} denoised",
-            figures=self._figures(scans, parts, model, times),
+            figures=self._figures(scans, parts, residuals[0], model, times),
             verdicts=checks,
             warnings=warnings,
         )
@@ -302,10 +303,14 @@ class DenoiseJob:
         )
 
     def _figures(
-        self, scans: Sequence[Scan], parts: Sequence[Denoised], model: ScoreModel, times: dict[str, float]
+        self,
+        scans: Sequence[Scan],
+        parts: Sequence[Denoised],
+        residual: Residual,
+        model: ScoreModel,
+        times: dict[str, float],
     ) -> dict[str, dict[str, JSONValue]]:
         scan, part = scans[0], parts[0]
-        residual = residual_of(scan.y, part.x_hat, scan.valid, scan.choice.noise)
         return {
             "noise": scan.choice.figures(),
             "clean-free figures": {

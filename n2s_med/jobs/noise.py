@@ -172,9 +172,7 @@ def _sentence(found: Estimate, noise: ScanNoise) -> str:
 def _correlation(noise: ScanNoise) -> str:
     if noise.correlation.is_white:
         return "white"
-    ndim = noise.correlation.kernel.ndim
-    lags = [noise.correlation.autocorrelation([int(a == axis) for a in range(ndim)]) for axis in range(ndim)]
-    return "correlated (neighbours " + ", ".join(f"{lag:.2f}" for lag in lags) + ")"
+    return "correlated (neighbours " + ", ".join(f"{lag:.2f}" for lag in noise.correlation.neighbours) + ")"
 
 
 def _poor_fit(found: Estimate, better: str) -> str:

@@ -117,6 +117,12 @@ class Correlation:
         there = tuple(slice(max(0, -h), size + min(0, -h)) for h, size in zip(lag, self.kernel.shape, strict=True))
         return float((self.kernel[here] * self.kernel[there]).sum())
 
+    @property
+    def neighbours(self) -> tuple[float, ...]:
+        """Correlation of the noise of neighbouring voxels along each axis."""
+        ndim = self.kernel.ndim
+        return tuple(self.autocorrelation([int(a == axis) for a in range(ndim)]) for axis in range(ndim))
+
     def permuted(self, axes: Sequence[int]) -> Correlation:
         """The correlation of a volume whose axes are permuted."""
         return Correlation(self.kernel.permute(*axes))

@@ -165,10 +165,7 @@ def estimate(
     if noise_law.quantum and (width := _lattice_near(y[valid], noise_law.quantum)):
         noise_law, level_interval = LAWS[chosen].of_dispersion(noise_law.variance_power, width), (1.0, 1.0)
     correlation = Correlation.from_power(power.view(blocks.shape))
-    neighbours = tuple(
-        correlation.autocorrelation([int(a == axis) for a in range(y.ndim)]) if n > 1 else 0.0
-        for axis, n in enumerate(blocks.shape)
-    )
+    neighbours = tuple(lag if n > 1 else 0.0 for lag, n in zip(correlation.neighbours, blocks.shape, strict=True))
     if max(map(abs, neighbours)) < WHITE_BELOW:
         correlation = Correlation.white(y.ndim)
     quantum = quantum_of(y[valid], noise_law)

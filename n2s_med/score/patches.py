@@ -67,7 +67,7 @@ class UnitVolume:
         def alike(order: tuple[int, ...]) -> bool:
             spacings = zip(order, itertools.count(), strict=False)
             ratios = (self.spacing_mm[a] / self.spacing_mm[b] for a, b in spacings)
-            permuted = kernel.permute(order)
+            permuted = self.noise.correlation.permuted(order).kernel
             return all(1 / LIKE_SPACING < r < LIKE_SPACING for r in ratios) and (
                 permuted.shape == kernel.shape and torch.allclose(permuted, kernel, atol=0.02)
             )
