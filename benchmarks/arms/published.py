@@ -27,7 +27,7 @@ def published(scan: Scan, settings: Settings) -> Result:
     score = flip_averaged(network, scan.y, settings.compute)
     color = scan.noise.correlation.color
     x_hat = scan.noise.law.tweedie(scan.y, color(color(score)))
-    return Result(x_hat.nan_to_num(0.0).clamp(scan.y.min(), scan.y.max()))
+    return Result(x_hat.clamp(scan.y.min(), scan.y.max()))
 
 
 def _train(scan: Scan, settings: Settings) -> ScoreUNet:
