@@ -116,6 +116,27 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train_base(arguments: argparse.Namespace) -> int:
+    from n2s_med.jobs.base import BaseJob
+
+    job = BaseJob(
+        inputs=arguments.inputs,
+        out=arguments.out,
+        config=_config(arguments),
+        spatial_dims=arguments.dims,
+        attribution=arguments.attribution,
+        compute=_compute(arguments),
+        overwrite=arguments.overwrite,
+        track=not arguments.no_track,
+        quiet=arguments.quiet,
+    )
+    model = job.run(_say)
+    print(f"model   {arguments.out / 'model.pt'}")
+    print(f"steps   {model.card['steps_done']} of {model.card['steps']}, best at {model.card['best_step']}")
+    print(f"error   {model.card['sure']:.4f} noise variances left, estimated on held-out noisy volumes")
+    return 0
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
@@ -222,6 +243,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
     train.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
 
+    base = commands.add_parser("train-base", help="train the weights that every scan starts from")
+    base.set_defaults(run=_train_base)
+    base.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="noisy scans, beside generated volumes")
+    base.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
+    base.add_argument("--dims", type=int, choices=(2, 3), default=3, help="of the network (default: 3)")
+    base.add_argument("--attribution", default="", help="source and licence of the scans, for the model's card")
+    base.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
+
     inspect = commands.add_parser("inspect", help="show what a path holds and what would be done with it")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("input", type=Path, metavar="INPUT")
@@ -230,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (denoise, train):
         _add_noise(command)
         _add_training(command)
+    _add_training(base)
     return top
 
 

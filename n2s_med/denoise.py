@@ -135,6 +135,7 @@ class Denoiser:
         self.scale, self.noise, self.compute = model.scale, noise, compute
         self.options = options or DenoiseOptions()
         self.network = model.network.to(compute.device).eval()
+        self.traits = noise.correlation.traits[None].to(compute.device)
         self.flips = _flips(self.network.spatial_dims) if self.options.flips else [()]
 
     @torch.no_grad()
@@ -203,7 +204,7 @@ class Denoiser:
     def _network_score(self, v: Tensor) -> Tensor:
         """The score of a whole region (spatial), on the CPU in float32."""
         with self.compute.autocast():
-            g: Tensor = self.network(self.compute.place(v[None, None]))
+            g: Tensor = self.network(self.compute.place(v[None, None]), self.traits)
         return g[0, 0].float().cpu() * self.scale
 
     def _score(self, read: Read, shape: Sequence[int], core: Region, flips: Flips) -> Tensor:

@@ -20,11 +20,11 @@ from n2s_med import pictures
 from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions, Denoiser, to_unit
-from n2s_med.errors import InputError, NoiseLawError, OutputError
+from n2s_med.errors import InputError, ModelError, NoiseLawError, OutputError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality, modality_named
-from n2s_med.score import ANY, ScoreModel
-from n2s_med.score.patches import UnitVolume
+from n2s_med.score import ANY, OBJECTIVES, ScoreModel, ScoreUNet
+from n2s_med.score.patches import PatchSampler, PatchSource, UnitVolume
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import Trainer, TrainingConfig
 from n2s_med.volumes import read, valid_mask
@@ -99,10 +99,11 @@ def fit(
     *,
     modality: Modality | None,
     tracker: Tracker,
+    start: ScoreModel | None = None,
     directory: Path | None = None,
     quiet: bool = False,
 ) -> ScoreModel:
-    """Train a score model on scans.
+    """Train a score model on scans, or adapt one to them.
 
     Parameters
     ----------
@@ -116,16 +117,64 @@ def fit(
         Written into the model, which then refuses scans of another one.
     tracker
         Takes losses and clean-free figures.
+    start
+        Weights to start from; the better of these and the trained ones by the clean-free figure are kept.
     directory
         Where the checkpoint is kept; ``None`` keeps none.
     quiet
         Show no progress bar.
     """
     units = [scan.unit(config.seed + index) for index, scan in enumerate(scans)]
-    trainer = Trainer(units, config, compute, directory=directory)
-    tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
+    source = PatchSampler(units, edge=config.patch, held_out=config.held_out, seed=config.seed)
     tracker.params({f"data.{i}": unit.fingerprint() for i, unit in enumerate(units)})
-    start, begun = time.perf_counter(), trainer.done
+    network, card = fit_to(source, config, compute, tracker=tracker, start=start, directory=directory, quiet=quiet)
+    laws = {scan.choice.noise.law.name for scan in scans}
+    return ScoreModel(
+        network,
+        scale=OBJECTIVES[config.objective](config.sigma_a).scale,
+        modality=modality.name if modality else ANY,
+        law=laws.pop() if len(laws) == 1 else ANY,
+        card={
+            **card,
+            "data_sha256": [unit.fingerprint() for unit in units],
+            "laws": [str(scan.choice.noise.law) for scan in scans],
+        },
+    )
+
+
+def fit_to(
+    source: PatchSource,
+    config: TrainingConfig,
+    compute: Compute,
+    *,
+    tracker: Tracker,
+    start: ScoreModel | None = None,
+    directory: Path | None = None,
+    quiet: bool = False,
+) -> tuple[ScoreUNet, dict[str, Any]]:
+    """Train on a source of patches, with a progress bar and tracking; return the network and its card.
+
+    Parameters
+    ----------
+    source
+        Where the patches come from.
+    config, compute, tracker, start, directory, quiet
+        As for :func:`fit`.
+
+    Raises
+    ------
+    ModelError
+        If the weights to start from were trained under an objective of another scale.
+    """
+    if start is not None and start.scale != OBJECTIVES[config.objective](config.sigma_a).scale:
+        raise ModelError(
+            "the weights to start from need another objective",
+            remedy="adapt them with objective total-unit-noise, or train from scratch",
+        )
+    network = start.centred(source.centre).network if start else None
+    trainer = Trainer(source, config, compute, directory=directory, network=network)
+    tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
+    began, begun = time.perf_counter(), trainer.done
     with tqdm(total=trainer.steps, initial=begun, desc="training", unit="step", disable=quiet) as bar:
 
         def show(done: int, _: int, figures: Any) -> None:
@@ -134,28 +183,21 @@ def fit(
                 bar.set_postfix(loss=f"{figures['loss']:.4f}", sure=f"{figures['sure']:.4f}")
                 tracker.metrics(figures, done)
 
-        network = trainer.run(show)
-    laws = {scan.choice.noise.law.name for scan in scans}
-    return ScoreModel(
-        network,
-        scale=trainer.objective.scale,
-        modality=modality.name if modality else ANY,
-        law=laws.pop() if len(laws) == 1 else ANY,
-        card={
-            "version": n2s_med.__version__,
-            "config": {**asdict(config), "channels": list(config.channels)},
-            "steps": trainer.steps,
-            "steps_done": trainer.done,
-            "best_step": trainer.history.step[trainer.history.best],
-            "sure": trainer.history.sure[trainer.history.best],
-            "data_sha256": [unit.fingerprint() for unit in units],
-            "laws": [str(scan.choice.noise.law) for scan in scans],
-            "train_time_s": time.perf_counter() - start,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "torch": str(torch.__version__),
-        },
-    )
+        best = trainer.run(show)
+    return best, {
+        "version": n2s_med.__version__,
+        "config": {**asdict(config), "channels": list(best.channels)},
+        "started_from": start.hash if start else None,
+        "steps": trainer.steps,
+        "steps_done": trainer.done,
+        "best_step": trainer.history.step[trainer.history.best],
+        "sure": trainer.history.sure[trainer.history.best],
+        "sure_at_start": trainer.history.sure[0] if start else None,
+        "train_time_s": time.perf_counter() - began,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+    }
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -122,6 +123,16 @@ class Correlation:
         """Correlation of the noise of neighbouring voxels along each axis."""
         ndim = self.kernel.ndim
         return tuple(self.autocorrelation([int(a == axis) for a in range(ndim)]) for axis in range(ndim))
+
+    @cached_property
+    def traits(self) -> Tensor:
+        """Correlation of the noise one and two voxels apart along each axis: what the network is told of it.
+
+        Float32 of shape (2 axes,), one voxel first; zeros for white noise.
+        """
+        ndim = self.kernel.ndim
+        lags = [[lag * int(a == axis) for a in range(ndim)] for lag in (1, 2) for axis in range(ndim)]
+        return torch.tensor([self.autocorrelation(lag) for lag in lags])
 
     def permuted(self, axes: Sequence[int]) -> Correlation:
         """The correlation of a volume whose axes are permuted."""

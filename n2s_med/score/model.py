@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from n2s_med.atomic import whole
 from n2s_med.errors import ModelError
 from n2s_med.score.network import ScoreUNet
 
-FORMAT = 1
+FORMAT = 2
 ANY = "any"
 
 
@@ -64,6 +65,12 @@ class ScoreModel:
                     remedy="give a model trained for it, or none to train on the scan itself",
                 )
 
+    def centred(self, centre: float) -> ScoreModel:
+        """A copy for a scan whose typical unit-noise value is ``centre``."""
+        network = copy.deepcopy(self.network)
+        network.centre.fill_(centre)
+        return replace(self, network=network)
+
     @property
     def hash(self) -> str:
         """SHA-256 over the weights and the scale, in hexadecimal."""
@@ -87,7 +94,6 @@ class ScoreModel:
                 "network": {
                     "spatial_dims": self.network.spatial_dims,
                     "channels": list(self.network.channels),
-                    "start_smooth": self.network.start_smooth,
                 },
                 "state": self.network.state_dict(),
                 "scale": self.scale,

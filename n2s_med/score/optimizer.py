@@ -1,4 +1,4 @@
-"""Muon for the convolutions, Adam for the biases, one learning-rate curve for both.
+"""Muon for the convolutions, Adam for what is small, one learning-rate curve for both.
 
 Muon orthogonalises the update of each weight matrix; a convolution's matrix is (out, in × kernel). torch's
 own takes matrices only, so it is handed matrix views that share storage with the weights.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-BIAS_LEARNING_RATE = 2e-3
+SMALL_LEARNING_RATE = 2e-3
 
 
 class ScoreOptimizer:
@@ -36,12 +36,12 @@ class ScoreOptimizer:
         self, network: nn.Module, *, learning_rate: float, steps: int, warmup: int = 20, clip: float = 1.0
     ) -> None:
         self.network, self.steps, self.warmup, self.clip = network, steps, warmup, clip
-        self.weights = [p for p in network.parameters() if p.ndim > 1]
+        self.weights = [p for p in network.parameters() if p.ndim > 2]
         self.matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.weights]
-        biases = [p for p in network.parameters() if p.ndim <= 1]
+        small = [p for p in network.parameters() if p.ndim <= 2]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(self.matrices, lr=learning_rate, weight_decay=0.0),
-            torch.optim.Adam(biases, lr=BIAS_LEARNING_RATE, betas=(0.9, 0.99)),
+            torch.optim.Adam(small, lr=SMALL_LEARNING_RATE, betas=(0.9, 0.99)),
         ]
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
 

@@ -7,10 +7,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from n2s_med.errors import InputError
 from n2s_med.noise.scan import ScanNoise
 
 LIKE_SPACING = 1.1
@@ -116,8 +118,38 @@ class HeldOut:
     noise: ScanNoise
 
 
+class PatchSource(Protocol):
+    """What training draws from.
+
+    Attributes
+    ----------
+    held_out
+        Blocks for the clean-free figure, never drawn.
+    spatial_dims
+        2 or 3.
+    centre
+        A typical unit-noise value.
+    """
+
+    held_out: Sequence[HeldOut]
+    spatial_dims: int
+    centre: float
+
+    def begin(self, step: int) -> None:
+        """Prepare for the draws of a training step; they depend on its number and generator alone."""
+        ...
+
+    def draw(self, generator: torch.Generator) -> Patch:
+        """Draw one patch."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the draws, in hexadecimal."""
+        ...
+
+
 class PatchSampler:
-    """Draws training patches and keeps the held-out blocks.
+    """Draws training patches from volumes and keeps the held-out blocks.
 
     Parameters
     ----------
@@ -132,12 +164,17 @@ class PatchSampler:
     """
 
     def __init__(self, volumes: Sequence[UnitVolume], *, edge: int, held_out: float, seed: int) -> None:
+        if not volumes:
+            raise InputError("no volume to train on", remedy="give at least one readable scan")
         self.volumes, self.edge = list(volumes), edge
+        self.spatial_dims = volumes[0].u.ndim
+        medians = [v.u[v.valid][:: 1 + int(v.valid.sum()) // 100_000].median() for v in volumes]
+        self.centre = float(torch.stack(medians).median())
         self.shares = torch.tensor([float(v.valid.sum()) for v in volumes], dtype=torch.float64)
         self.orders = [v.axis_orders() for v in volumes]
         self.weights = [v.valid.clone() for v in volumes]
         generator = torch.Generator().manual_seed(seed)
-        self.held_out = self._hold_out(held_out, generator)
+        self.held_out: Sequence[HeldOut] = self._hold_out(held_out, generator)
         self.places = [_places(v.u, w, generator) for v, w in zip(volumes, self.weights, strict=True)]
 
     def _hold_out(self, fraction: float, generator: torch.Generator) -> list[HeldOut]:
@@ -163,6 +200,13 @@ class PatchSampler:
             inside[block] = volume.valid[block]
             blocks.append(HeldOut(volume.u[around][None, None], inside[around][None, None], volume.noise))
         return blocks
+
+    def begin(self, step: int) -> None:
+        """Nothing: every step draws from the same volumes."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the volumes, in hexadecimal."""
+        return hashlib.sha256("".join(v.fingerprint() for v in self.volumes).encode()).hexdigest()
 
     def draw(self, generator: torch.Generator) -> Patch:
         """Draw one patch; volumes come in proportion to their voxels."""

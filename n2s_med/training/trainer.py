@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute, fastest_threads
-from n2s_med.errors import InputError, ModelError, N2SError
+from n2s_med.errors import ModelError, N2SError
 from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.objectives import OBJECTIVES, Objective
 from n2s_med.score.optimizer import ScoreOptimizer
-from n2s_med.score.patches import PatchSampler, UnitVolume
+from n2s_med.score.patches import PatchSource
 from n2s_med.score.stein import risk_terms
 from n2s_med.training.config import TrainingConfig
 
@@ -68,8 +68,8 @@ class Trainer:
 
     Parameters
     ----------
-    volumes
-        Noisy volumes in the unit-noise domain, all of the same number of axes.
+    source
+        Where the patches come from.
     config
         How to train.
     compute
@@ -77,26 +77,24 @@ class Trainer:
     directory
         Where ``checkpoint.pt`` is kept, from which a killed run resumes; ``None`` keeps none.
     network
-        Weights to start from; a new network otherwise.
+        Weights to start from, which are kept where training does not improve on them; a new network otherwise.
     """
 
     def __init__(
         self,
-        volumes: Sequence[UnitVolume],
+        source: PatchSource,
         config: TrainingConfig,
         compute: Compute,
         *,
         directory: Path | None = None,
         network: ScoreUNet | None = None,
     ) -> None:
-        if not volumes:
-            raise InputError("no volume to train on", remedy="give at least one readable scan")
-        self.config, self.compute = config, compute
+        self.source, self.config, self.compute = source, config, compute
         self.objective: Objective = OBJECTIVES[config.objective](config.sigma_a)
         self.checkpoint = directory / "checkpoint.pt" if directory else None
-        self.network = (network or _new_network(volumes, config)).to(compute.device).train()
-        self.sampler = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)
-        self.identity = _identity(volumes, config, self.network)
+        self.fine_tuning = network is not None
+        self.network = (network or _new_network(source, config)).to(compute.device).train()
+        self.identity = _identity(source, config, self.network)
         self.history = History()
         self.done, self.steps, self.pending = 0, config.steps, 0.0
         self.best = copy_state(self.network)
@@ -114,6 +112,8 @@ class Trainer:
         N2SError
             If the loss is not finite: NaN stops the run.
         """
+        if self.fine_tuning and not self.history.step:
+            self._check()
         while self.done < self.steps and not self._stalled():
             self.pending += self._one_step(self.network, self.optimizer, self.done)
             self.done += 1
@@ -127,6 +127,7 @@ class Trainer:
 
     def _one_step(self, network: ScoreUNet, optimizer: ScoreOptimizer, step: int) -> float:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        self.source.begin(step)
         loss = self._loss(network, generator)
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
@@ -144,11 +145,12 @@ class Trainer:
         """Mean loss over the patches of a step, each under its own perturbation (or an antithetic pair)."""
         samples = []
         for _ in range(self.config.patches):
-            patch = self.sampler.draw(generator)
+            patch = self.source.draw(generator)
             colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
             samples += [(patch, colored), (patch, -colored)] if self.config.antithetic else [(patch, colored)]
         shown = [self.objective.perturbed(patch.u, colored) for patch, colored in samples]
-        scores = self._scores(network, [p.augment(v) for (p, _), v in zip(samples, shown, strict=True)])
+        turned = [patch.augment(v) for (patch, _), v in zip(samples, shown, strict=True)]
+        scores = self._scores(network, turned, [patch.noise.correlation.traits for patch, _ in samples])
         total = count = torch.zeros((), device=self.compute.device)
         for (patch, colored), v, score in zip(samples, shown, scores, strict=True):
             u, v, colored, weight = (t.to(self.compute.device) for t in (patch.u, v, colored, patch.weight))
@@ -156,12 +158,16 @@ class Trainer:
             count = count + weight.sum()
         return total / count.clamp_min(1)
 
-    def _scores(self, network: ScoreUNet, shown: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _scores(self, network: ScoreUNet, shown: Sequence[Tensor], traits: Sequence[Tensor]) -> Sequence[Tensor]:
         """The network's answers, in one batch where the patches are of one shape."""
-        batches = [torch.cat(list(shown))] if len({v.shape for v in shown}) == 1 else shown
+        if len({v.shape for v in shown}) > 1:
+            return [self._answer(network, v, known[None]) for v, known in zip(shown, traits, strict=True)]
+        return list(self._answer(network, torch.cat(list(shown)), torch.stack(list(traits))).unsqueeze(1))
+
+    def _answer(self, network: ScoreUNet, batch: Tensor, traits: Tensor) -> Tensor:
         with self.compute.autocast():
-            answers = [network(self.compute.place(batch)).float() for batch in batches]
-        return list(answers[0].unsqueeze(1).unbind()) if len(batches) == 1 else answers
+            answer: Tensor = network(self.compute.place(batch), traits.to(self.compute.device))
+        return answer.float()
 
     # -- checks, early stop ----------------------------------------------------------------------------
 
@@ -172,7 +178,8 @@ class Trainer:
     def _check(self) -> None:
         """Measure SURE, keep the weights if they are the best, write a checkpoint."""
         self.history.step.append(self.done)
-        self.history.loss.append(self.pending / (self.done - sum(self.history.step[-2:-1])))
+        steps = self.done - sum(self.history.step[-2:-1])
+        self.history.loss.append(self.pending / steps if steps else float("nan"))
         self.pending = 0.0
         current = self.average or self.network.state_dict()
         self.history.sure.append(self._held_out_sure(current))
@@ -188,13 +195,12 @@ class Trainer:
         network.eval()
         generator = torch.Generator().manual_seed(self.config.seed)
         risk = noise = 0.0
+        for block in self.source.held_out:
+            traits = block.noise.correlation.traits[None]
 
-        def g(v: Tensor) -> Tensor:
-            with self.compute.autocast():
-                score: Tensor = network(self.compute.place(v))
-            return score.float().cpu() * self.objective.scale
+            def g(v: Tensor, traits: Tensor = traits) -> Tensor:
+                return self._answer(network, v, traits).cpu() * self.objective.scale
 
-        for block in self.sampler.held_out:
             white = torch.randn(block.u.shape, generator=generator)
             error, variance = risk_terms(g, block.u, block.noise, white)
             scale = float(variance.mean())
@@ -281,21 +287,19 @@ class Trainer:
         return True
 
 
-def _new_network(volumes: Sequence[UnitVolume], config: TrainingConfig) -> ScoreUNet:
+def _new_network(source: PatchSource, config: TrainingConfig) -> ScoreUNet:
     """A network initialised from the seed, centred on the median of the data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = ScoreUNet(volumes[0].u.ndim, config.channels, start_smooth=volumes[0].noise.correlation.is_white)
-    medians = [v.u[v.valid][:: 1 + int(v.valid.sum()) // 100_000].median() for v in volumes]
-    network.centre.copy_(torch.stack(medians).median())
+        network = ScoreUNet(source.spatial_dims, config.channels)
+    network.centre.fill_(source.centre)
     return network
 
 
-def _identity(volumes: Sequence[UnitVolume], config: TrainingConfig, start: ScoreUNet) -> str:
+def _identity(source: PatchSource, config: TrainingConfig, start: ScoreUNet) -> str:
     """Hash of everything that determines the run but its budget in seconds."""
     keys = {key: value for key, value in asdict(config).items() if key != "seconds"}
     digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
     digest.update(ScoreModel(start).hash.encode())
-    for volume in volumes:
-        digest.update(volume.fingerprint().encode())
+    digest.update(source.fingerprint().encode())
     return digest.hexdigest()
