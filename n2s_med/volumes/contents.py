@@ -15,10 +15,25 @@ label          short name for logs and reports, free of patient data
 suv            PET only: ``{"factor": float | None, "missing": (what is missing, …)}``
 nifti_header   NIfTI only: the source's header as little-endian bytes (uint8 array)
 =============  =====================================================================================
+
+Volumes from DICOM also have:
+
+=============  =====================================================================================
+source_frames  number in its file, from 0, of the frame that each of ``source`` is
+notes          sentences on the geometry that must be told: tilt, runs of an uneven series, …
+vendor         who made the scanner, of those that are known; else ``"other"``
+third_axis     what Z counts: ``"space"``, ``"angle"``, ``"time"`` or ``"none"``
+component      MR: ``"magnitude"``, ``"real"`` or ``"imaginary"``; only magnitude is Rician
+counts         whether values are counts of events as acquired: Poisson with a gain of exactly 1
+stacks         C names: what tells the volumes apart (echo time, b-value, …)
+durations_s    C times of acquisition, or ``None`` where the file does not say: the noise level of counts
+               goes with them
+=============  =====================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +67,33 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.path} ({self.label}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A series or image that was found, its voxels not read yet.
+
+    Attributes
+    ----------
+    path
+        The file, or the folder of the series.
+    label
+        What it is, free of patient data.
+    load
+        Returns its volume, or raises :class:`~n2s_med.errors.InputError`.
+    """
+
+    path: Path
+    label: str
+    load: Callable[[], MetaTensor]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The series and images that a path holds, and what was refused there, without any voxels."""
+
+    sources: tuple[Source, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """The header of a derived image: what it keeps of its source, what it says is new, what it drops.
 
-DICOM PS3.3 C.7.6.1.1.2 (image type), C.12.4.1 (derivation), C.7.5.2 (contributing equipment).
+DICOM PS3.3 C.7.6.1.1.2 (image type), C.12.4.1 and C.7.6.16.2.6 (derivation), C.7.5.2 (contributing equipment).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+from collections.abc import Sequence as NumberSequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
@@ -12,6 +15,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
+from n2s_med.errors import OutputError
+from n2s_med.volumes.functional_groups import ENHANCED_CLASSES, FRAME_TYPES, all_groups
 from n2s_med.volumes.provenance import DESCRIPTION_LENGTH, Provenance, one_line
 
 SERIES_OFFSET = 1000
@@ -24,6 +29,19 @@ _DROPPED = (
     "LargestPixelValueInSeries", "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane",
     "InstanceCreatorUID", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability", "StorageMediaFileSetID",
     "StorageMediaFileSetUID", "InstanceFileName",
+)  # fmt: skip
+_OF_CONCATENATIONS = (
+    "ConcatenationUID", "SOPInstanceUIDOfConcatenationSource", "InConcatenationNumber",
+    "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber",
+)  # fmt: skip
+_ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+_OF_ORIGINAL_MR = (  # C.8.13.4, C.7.6.18.3: only ORIGINAL and MIXED enhanced MR may have them
+    "PulseSequenceName", "MRAcquisitionType", "EchoPulseSequence", "MultipleSpinEcho", "MultiPlanarExcitation",
+    "PhaseContrast", "VelocityEncodingAcquisitionSequence", "TimeOfFlightContrast", "ArterialSpinLabelingContrast",
+    "SteadyStatePulseSequence", "EchoPlanarPulseSequence", "SaturationRecovery", "SpectrallySelectedSuppression",
+    "OversamplingPhase", "GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering",
+    "SegmentedKSpaceTraversal", "CoverageOfKSpace", "NumberOfKSpaceTrajectories",
+    "BulkMotionCompensationTechnique",
 )  # fmt: skip
 _KEPT_PRIVATE = {  # creator: element offsets that other software needs to make sense of the values
     "GEMS_PETD_01": (0x0D,),  # (0009) start of the scan, for SUV
@@ -58,17 +76,68 @@ class Derivation:
     moment: datetime
 
 
-def derive(ds: Dataset, derivation: Derivation) -> None:
-    """Turn the data set ``ds``, read from the source, into that of the derived image, all but its pixels."""
-    source_class, source_uid = ds.SOPClassUID, ds.SOPInstanceUID
+def derive(ds: Dataset, derivation: Derivation, frames: NumberSequence[int]) -> None:
+    """Turn the data set ``ds``, read from the source, into that of the derived image, all but its pixels.
+
+    Parameters
+    ----------
+    ds
+        Classic or multi-frame image.
+    derivation
+        What was done.
+    frames
+        The frames, counted from 0, that the derived image has; of a classic image, the only one.
+
+    Raises
+    ------
+    OutputError
+        The image's kind cannot do without some of its frames.
+    """
+    source = _reference(ds.SOPClassUID, ds.SOPInstanceUID)
+    evidence = _evidence(ds)
     _keep_lossy(ds)
     _drop(ds)
     _identify(ds, derivation)
     _date(ds, derivation.moment)
-    _describe(ds, derivation.provenance)
-    ds.SourceImageSequence = Sequence([_reference(source_class, source_uid)])
+    if ds.SOPClassUID in ENHANCED_CLASSES:
+        _derive_frames(ds, derivation.provenance, frames, source)
+        ds.SourceImageEvidenceSequence = Sequence([*(ds.get("SourceImageEvidenceSequence") or ()), evidence])
+    elif len(frames) == int(ds.get("NumberOfFrames") or 1):
+        _describe(ds, derivation.provenance)
+        ds.SourceImageSequence = Sequence([source])
+    else:
+        raise OutputError("not all frames of its source are there", remedy="write it as NIfTI")
     equipment = list(ds.get("ContributingEquipmentSequence") or ())
     ds.ContributingEquipmentSequence = Sequence([*equipment, _equipment(derivation)])
+
+
+def _derive_frames(ds: Dataset, provenance: Provenance, frames: NumberSequence[int], source: Dataset) -> None:
+    """Keep ``frames`` of an enhanced image; each says that it is derived, and from which frame."""
+    for keyword in (*_OF_CONCATENATIONS, *(_OF_ORIGINAL_MR if ds.SOPClassUID == _ENHANCED_MR else ())):
+        if keyword in ds:
+            del ds[keyword]
+    groups = [ds.PerFrameFunctionalGroupsSequence[index] for index in frames]
+    ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    ds.NumberOfFrames = len(groups)
+    for group in all_groups(ds):
+        for keyword in FRAME_TYPES:
+            for item in group.get(keyword) or ():
+                item.FrameType = _image_type(item.get("FrameType"), ds.Modality)
+    for index, group in zip(frames, groups, strict=True):
+        item, image = Dataset(), copy.deepcopy(source)
+        image.ReferencedFrameNumber = index + 1
+        _describe(item, provenance)
+        item.SourceImageSequence = Sequence([image])
+        group.DerivationImageSequence = Sequence([*(group.get("DerivationImageSequence") or ()), item])
+
+
+def _evidence(ds: Dataset) -> Dataset:
+    """Return the reference to the image ``ds`` within its study and series."""
+    image, series, study = Dataset(), Dataset(), Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = ds.SeriesInstanceUID, Sequence([image])
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = ds.get("StudyInstanceUID"), Sequence([series])
+    return study
 
 
 def coded(value: str, meaning: str) -> Dataset:
@@ -127,7 +196,7 @@ def _keep_lossy(ds: Dataset) -> None:
     method = _LOSSY_METHODS.get(str(ds.file_meta.TransferSyntaxUID))
     if method is None or ds.get("LossyImageCompression") == "01":
         return
-    plain = ds.Rows * ds.Columns * ds.BitsAllocated // 8
+    plain = ds.Rows * ds.Columns * ds.BitsAllocated // 8 * int(ds.get("NumberOfFrames") or 1)
     ds.LossyImageCompression = "01"
     ds.LossyImageCompressionRatio = f"{plain / max(1, len(ds.PixelData)):.2f}"
     ds.LossyImageCompressionMethod = method
@@ -138,17 +207,17 @@ def _identify(ds: Dataset, derivation: Derivation) -> None:
     ds.SeriesInstanceUID = derivation.series_uid
     ds.SeriesNumber = series_number(ds.get("SeriesNumber"))
     ds.SeriesDescription = series_description(ds.get("SeriesDescription"), "(denoised)")
-    ds.ImageType = _image_type(ds)
+    ds.ImageType = _image_type(ds.get("ImageType"), ds.get("Modality"))
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 
 
-def _image_type(ds: Dataset) -> list[str]:
-    further = [str(value) for value in list(ds.get("ImageType") or ())[2:]]
+def _image_type(source: Iterable[object] | None, modality: object) -> list[str]:
+    further = [str(value) for value in list(source or ())[2:]]
     if not further:
-        further = {"CT": ["AXIAL"], "MR": ["OTHER"]}.get(str(ds.get("Modality")), [])
+        further = {"CT": ["AXIAL"], "MR": ["OTHER"]}.get(str(modality), [])
     return ["DERIVED", "PRIMARY", *further]
 
 

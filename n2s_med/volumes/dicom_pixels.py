@@ -1,17 +1,20 @@
-"""Stored pixels of one DICOM image, and their real values by the modality rescale alone.
+"""Stored pixels of DICOM frames, and their real values by the modality rescale alone.
 
 No presentation lookup table, no inversion of MONOCHROME1 and no real-world map: those are for looking.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.pixels import iter_pixels
 
 from n2s_med.errors import InputError
 from n2s_med.volumes.dicom_files import DECODER_ERRORS
@@ -24,34 +27,72 @@ LARGEST_COMPRESSED_FRAME = 1 << 26
 """Pixels of the largest compressed frame that is decoded: a few bytes can claim any number."""
 
 
-def stored_pixels(ds: Dataset, path: Path) -> StoredArray:
-    """Return the stored values (rows, columns) of ``ds``, in the type that its header states."""
+@dataclass(frozen=True)
+class Storage:
+    """How the pixels of a file are stored.
+
+    Attributes
+    ----------
+    bits_allocated, bits_stored
+        Bits of the cell of a pixel, and those that are used.
+    signed
+        Whether negative values can be stored.
+    padding
+        First and last stored value that means padding, or ``None``.
+    """
+
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    padding: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, ds: Dataset, path: Path) -> Storage:
+        """Return how the pixels of ``ds``, read from ``path``, are stored."""
+        try:
+            with quiet():
+                return cls(int(ds.BitsAllocated), int(ds.BitsStored), ds.PixelRepresentation == 1, _padding_range(ds))
+        except DECODER_ERRORS as error:
+            raise InputError("its pixels are not described", remedy="export it again", path=path) from error
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest value that can be stored."""
+        bits = self.bits_stored
+        return (-(1 << bits - 1), (1 << bits - 1) - 1) if self.signed else (0, (1 << bits) - 1)
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """Type of the stored values."""
+        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+    def is_padding(self, stored: NDArray[Any]) -> BoolArray:
+        """Return where the values ``stored`` mean padding."""
+        if self.padding is None:
+            return np.zeros(stored.shape, dtype=np.bool_)
+        low, high = self.padding
+        mask: BoolArray = (stored >= low) & (stored <= high)
+        return mask
+
+
+def stored_frames(ds: Dataset, path: Path, indices: Sequence[int]) -> Iterator[StoredArray]:
+    """Yield the stored values (rows, columns) of the frames ``indices`` of ``ds``, one in memory at a time."""
     try:
         with quiet():
             _check_claims(ds)
-            pixels: StoredArray = ds.pixel_array
-    except DECODER_ERRORS as error:
+            frames = iter_pixels(ds, indices=list(indices), raw=True)
+        for _ in indices:
+            with quiet():
+                pixels: StoredArray = next(frames)
+            if pixels.shape != (ds.Rows, ds.Columns) or pixels.dtype.kind not in "iu":
+                raise InputError("its pixels are not images of integers", remedy="export it again", path=path)
+            yield pixels
+    except (*DECODER_ERRORS, StopIteration) as error:
         raise InputError(
             f"its pixels cannot be decoded ({type(error).__name__})",
             remedy="export it again, uncompressed",
             path=path,
         ) from error
-    if pixels.shape != (ds.Rows, ds.Columns) or pixels.dtype.kind not in "iu":
-        raise InputError("its pixels are not one image of integers", remedy="export it again", path=path)
-    return pixels
-
-
-def rescale_of(ds: Dataset, path: Path) -> tuple[float, float]:
-    """Return Rescale Slope and Intercept, 1 and 0 where there are none."""
-    try:
-        with quiet():
-            slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
-            numbers = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
-    except DECODER_ERRORS as error:
-        raise InputError("its rescale is damaged", remedy="export it again", path=path) from error
-    if not all(map(math.isfinite, numbers)) or numbers[0] == 0:
-        raise InputError("its Rescale Slope is zero or not a number", remedy="export it again", path=path)
-    return numbers
 
 
 def real_values(stored: StoredArray, rescale: tuple[float, float], path: Path) -> NDArray[np.float32]:
@@ -64,18 +105,8 @@ def real_values(stored: StoredArray, rescale: tuple[float, float], path: Path) -
     return values
 
 
-def padding_of(ds: Dataset, stored: StoredArray) -> BoolArray:
-    """Return where ``stored`` is padding: Pixel Padding Value, or from it to the Range Limit."""
-    bounds = padding_range(ds)
-    if bounds is None:
-        return np.zeros(stored.shape, dtype=np.bool_)
-    low, high = bounds
-    mask: BoolArray = (stored >= low) & (stored <= high)
-    return mask
-
-
-def padding_range(ds: Dataset) -> tuple[int, int] | None:
-    """Return the first and last stored value that means padding, or ``None``.
+def _padding_range(ds: Dataset) -> tuple[int, int] | None:
+    """Return the first and last stored value that means padding (Pixel Padding Value and Range Limit).
 
     Some scanners state a negative value as its unsigned twin, or the reverse; it is read as stored.
     """
@@ -93,21 +124,16 @@ def _as_stored(ds: Dataset, value: int) -> int:
     return wrapped - span if ds.PixelRepresentation == 1 and wrapped >= span // 2 else wrapped
 
 
-def stored_range(ds: Dataset) -> tuple[int, int]:
-    """Return the least and greatest value that Bits Stored and Pixel Representation admit."""
-    bits = int(ds.BitsStored)
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if ds.PixelRepresentation == 1 else (0, (1 << bits) - 1)
-
-
 def _check_claims(ds: Dataset) -> None:
     """Refuse, before any decoder allocates, a compressed frame that claims another or an absurd size."""
     if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     if ds.Rows * ds.Columns > LARGEST_COMPRESSED_FRAME:
         raise ValueError("frame too large")
-    claimed = _codestream_size(next(generate_frames(ds.PixelData, number_of_frames=1)))
-    if claimed is not None and claimed != (ds.Rows, ds.Columns):
-        raise ValueError("frame of another size")
+    for code in generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames") or 1)):
+        claimed = _codestream_size(code)
+        if claimed is not None and claimed != (ds.Rows, ds.Columns):
+            raise ValueError("frame of another size")
 
 
 def _codestream_size(code: bytes) -> tuple[int, int] | None:

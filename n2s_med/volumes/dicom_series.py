@@ -1,182 +1,203 @@
-"""Slices into series: grouping, order, and the checks that a stack is a regular grid.
+"""Frames into series: which belong together, in which order, and how many volumes they are.
 
-Positions and orientations of the slices are the only truth: numbers, times and file names order nothing,
-except to tell apart stacks that lie at the same positions.
+Positions and orientations of the frames are the only truth: numbers, times and file names order nothing, except
+to tell apart stacks that lie at the same positions.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from n2s_med.errors import InputError
 from n2s_med.volumes.contents import FloatArray, Refusal
-from n2s_med.volumes.dicom_files import SMALLEST_MM, SliceHeader, read_whole
-from n2s_med.volumes.dicom_pixels import rescale_of, stored_pixels
+from n2s_med.volumes.dicom_files import read_whole
+from n2s_med.volumes.dicom_pixels import stored_frames
+from n2s_med.volumes.frames import Axis, Component, Frame
+from n2s_med.volumes.grids import (
+    SAME_PLACE_MM,
+    affine_of,
+    check_directions,
+    depth_of,
+    even_runs,
+    normal_of,
+    same_grid,
+    tilt_degrees,
+)
 
-ORIENTATION_TOLERANCE = 1e-3
-"""Largest difference of direction cosines within a series."""
-SPACING_TOLERANCE = 0.05
-"""Largest relative deviation of a gap from the median gap; PET tables jitter by up to 3 %."""
-POSITION_TOLERANCE = 0.1
-"""Largest distance of a slice from its place on the regular grid, in units of the spacing."""
-TILT_TOLERANCE = 5e-3
-"""Largest sideways step from slice to slice, in units of the spacing."""
-SAME_PLACE_MM = 1e-3
-"""Slices closer than this lie at the same position."""
+Stack = tuple[Frame, ...]
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+KEYS_AT_ONCE = 4
+"""How many keys together may be needed to tell stacks apart."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that form one or several stacks on one regular grid.
+    """Frames that form one or several stacks on one even grid: a volume (C, X, Y, Z).
 
     Attributes
     ----------
     stacks
-        One tuple of slices per three-dimensional volume, each sorted along the slice normal.
+        One tuple of frames per three-dimensional volume, each sorted along the normal.
+    names
+        What tells each stack from the others, free of patient data; empty for a lone one.
+    part
+        First and last slice, counted from 1, and their number in the whole, where this is a run of a series
+        that is uneven.
     """
 
-    stacks: tuple[tuple[SliceHeader, ...], ...]
+    stacks: tuple[Stack, ...]
+    names: tuple[str, ...] = ("",)
+    part: tuple[int, int, int] | None = None
 
     @property
-    def first(self) -> SliceHeader:
-        """The first slice of the first stack."""
+    def first(self) -> Frame:
+        """The first frame of the first stack."""
         return self.stacks[0][0]
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files in the order of (stack, slice)."""
-        return tuple(slice_.path for stack in self.stacks for slice_ in stack)
+    def frames(self) -> tuple[Frame, ...]:
+        """The frames in the order of (stack, slice)."""
+        return tuple(frame for stack in self.stacks for frame in stack)
+
+    @property
+    def place(self) -> Path:
+        """The file, or the folder of the files."""
+        return _place(self.frames)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape (C, X, Y, Z) of the volume."""
-        return len(self.stacks), self.first.columns, self.first.rows, len(self.stacks[0])
+        file = self.first.file
+        return len(self.stacks), file.columns, file.rows, len(self.stacks[0])
 
     @property
     def label(self) -> str:
         """E.g. ``"PT series 4, 267 slices of 128x128"``."""
         stacks, columns, rows, slices = self.shape
         several = f"{stacks} volumes of " if stacks > 1 else ""
-        plural = "slice" if slices == 1 else "slices"
-        return f"{self.first.label}, {several}{slices} {plural} of {columns}x{rows}"
+        what = {Axis.ANGLE: "view", Axis.TIME: "time frame", Axis.NONE: "image"}.get(self.first.axis, "slice")
+        counted = f"{slices} {what}{'' if slices == 1 else 's'}"
+        if self.part is not None:
+            counted = f"slices {self.part[0]} to {self.part[1]} of {self.part[2]},"
+        part = "" if self.first.component is Component.MAGNITUDE else f" ({self.first.component} part)"
+        return f"{self.first.file.label}{part}, {several}{counted} of {columns}x{rows}"
 
     @property
     def affine(self) -> FloatArray:
         """Affine (4, 4) from voxel indices to RAS mm; the step from slice to slice is the mean one."""
         return affine_of(self.stacks[0])
 
-
-def affine_of(stack: Sequence[SliceHeader]) -> FloatArray:
-    """Return the affine (4, 4) of a sorted stack, from voxel indices to RAS mm (DICOM PS3.3 C.7.6.2.1.1)."""
-    first, last = stack[0], stack[-1]
-    between_rows, between_columns = first.spacing_mm
-    lps = np.eye(4)
-    lps[:3, 0] = np.array(first.row_direction) * between_columns
-    lps[:3, 1] = np.array(first.column_direction) * between_rows
-    if len(stack) > 1:
-        lps[:3, 2] = (np.array(last.position_mm) - np.array(first.position_mm)) / (len(stack) - 1)
-    else:
-        lps[:3, 2] = _normal(first) * first.thickness_mm
-    lps[:3, 3] = first.position_mm
-    affine: FloatArray = _LPS_TO_RAS @ lps
-    return affine
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said of the volume's geometry."""
+        return tuple(_notes(self))
 
 
-def build_series(headers: Iterable[SliceHeader]) -> tuple[list[Series], list[Refusal]]:
-    """Return the regular series that ``headers`` form, and why the other ones are refused."""
+def build_series(frames: Iterable[Frame]) -> tuple[list[Series], list[Refusal]]:
+    """Return the series that ``frames`` form, and why the other ones are refused."""
     found: list[Series] = []
     refusals: list[Refusal] = []
-    for group in _groups(headers):
+    for group in _groups(frames):
         try:
-            found.append(Series(_stacks(group)))
+            found += _series(group)
         except InputError as error:
             refusals.append(Refusal(_place(group), _group_label(group), error.cause))
     return found, refusals
 
 
-def _place(group: Sequence[SliceHeader]) -> Path:
-    return group[0].path if len(group) == 1 else group[0].path.parent
+def _notes(series: Series) -> Iterator[str]:
+    first = series.first
+    if series.part is not None:
+        yield "the series is unevenly spaced: each of its even runs is a volume of its own"
+    tilt = tilt_degrees(series.stacks[0])
+    if tilt:
+        yield f"the gantry is tilted by {tilt:.1f} degrees: worked on in the grid of its slices, not resampled"
+    if first.axis is Axis.ANGLE:
+        yield "its third axis is the angle of the detector, not a length"
+    if first.axis is Axis.TIME:
+        yield "its third axis is time, not a length"
+    if not first.placed:
+        yield "the file does not say where it lies in the patient, or not how large its pixels are"
 
 
-def _group_label(group: Sequence[SliceHeader]) -> str:
-    first, count = group[0], len(group)
-    return f"{first.label}, {count} {'slice' if count == 1 else 'slices'} of {first.columns}x{first.rows}"
+def _place(group: Sequence[Frame]) -> Path:
+    first = group[0].file.path
+    return first if all(frame.file.path == first for frame in group) else first.parent
 
 
-def _groups(headers: Iterable[SliceHeader]) -> list[list[SliceHeader]]:
-    """Group slices of one series, kind, matrix, pixel size, units, frame of reference and orientation."""
-    exact: dict[tuple[object, ...], list[list[SliceHeader]]] = defaultdict(list)
-    for header in headers:
+def _group_label(group: Sequence[Frame]) -> str:
+    file, count = group[0].file, len(group)
+    return f"{file.label}, {count} {'slice' if count == 1 else 'slices'} of {file.columns}x{file.rows}"
+
+
+def _groups(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Group frames of one series, kind, matrix, pixel size, units, frame of reference and orientation.
+
+    Frames that have no place in space belong together within their file alone.
+    """
+    exact: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
+    for frame in frames:
+        file = frame.file
         key = (
-            header.series_uid, header.modality, header.rows, header.columns,
-            header.frame_of_reference, header.units,
+            file.series_uid, file.sop_class, file.rows, file.columns, file.frame_of_reference, frame.units,
+            frame.stack, frame.component, frame.axis, "" if frame.axis is Axis.SPACE else file.path,
         )  # fmt: skip
         for group in exact[key]:
-            if _same_grid(group[0], header):
-                group.append(header)
+            if same_grid(group[0], frame):
+                group.append(frame)
                 break
         else:
-            exact[key].append([header])
+            exact[key].append([frame])
     return [group for groups in exact.values() for group in groups]
 
 
-def _same_grid(a: SliceHeader, b: SliceHeader) -> bool:
-    directions_a, directions_b = (np.array(h.row_direction + h.column_direction) for h in (a, b))
-    same_directions = np.abs(directions_a - directions_b).max() <= ORIENTATION_TOLERANCE
-    return bool(same_directions and np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3))
+def _series(group: Sequence[Frame]) -> Iterator[Series]:
+    """Yield the series that a group forms: one for each frame type and even run."""
+    check_directions(group[0])
+    for series in _by_type(_full_stacks(_by_position(group))):
+        runs = even_runs(series.stacks[0])
+        if len(runs) == 1:
+            yield series
+            continue
+        for run in runs:
+            stacks = tuple(stack[run] for stack in series.stacks)
+            yield replace(series, stacks=stacks, part=(run.start + 1, run.stop, len(series.stacks[0])))
 
 
-def _stacks(group: Sequence[SliceHeader]) -> tuple[tuple[SliceHeader, ...], ...]:
-    """Return the sorted stacks of ``group``; refuse what is no regular grid."""
-    _check_directions(group[0])
-    stacks = _full_stacks(_by_position(group))
-    for stack in stacks:
-        _check_grid(stack)
-    return stacks
+def _by_type(series: Series) -> Iterator[Series]:
+    """Yield the stacks of each type of image apart: magnitude and a map made of it are not one quantity."""
+    if len(series.stacks) == 1:
+        yield series
+        return
+    types: dict[object, list[int]] = defaultdict(list)
+    for index, stack in enumerate(series.stacks):
+        kinds = {frame.stack_keys.get("image type") for frame in stack}
+        types[kinds.pop() if len(kinds) == 1 else None].append(index)
+    for members in types.values():
+        yield Series(tuple(series.stacks[i] for i in members), tuple(series.names[i] for i in members))
 
 
-def _normal(header: SliceHeader) -> FloatArray:
-    normal: FloatArray = np.cross(header.row_direction, header.column_direction)
-    return normal
-
-
-def _check_directions(header: SliceHeader) -> None:
-    row, column = np.array(header.row_direction), np.array(header.column_direction)
-    gram = np.array([row @ row - 1, column @ column - 1, row @ column])
-    if np.abs(gram).max() > 1e-2:
-        raise InputError("Image Orientation (Patient) is not a pair of perpendicular directions")
-    if min(header.spacing_mm) < SMALLEST_MM:
-        raise InputError("Pixel Spacing is not positive")
-
-
-def _by_position(group: Sequence[SliceHeader]) -> list[list[SliceHeader]]:
-    """Return the slices of each position, sorted along the normal."""
-    normal = _normal(group[0])
-
-    def depth(header: SliceHeader) -> float:
-        return float(np.array(header.position_mm) @ normal)
-
-    places: list[list[SliceHeader]] = []
-    for header in sorted(group, key=lambda h: (depth(h), h.instance_number, str(h.path))):
-        if places and depth(header) - depth(places[-1][0]) < SAME_PLACE_MM:
-            places[-1].append(header)
+def _by_position(group: Sequence[Frame]) -> list[list[Frame]]:
+    """Return the frames of each position, sorted along the normal."""
+    normal = normal_of(group[0])
+    places: list[list[Frame]] = []
+    for frame in sorted(group, key=lambda f: (depth_of(f, normal), f.file.instance_number, f.place)):
+        if places and depth_of(frame, normal) - depth_of(places[-1][0], normal) < SAME_PLACE_MM:
+            places[-1].append(frame)
         else:
-            places.append([header])
+            places.append([frame])
     return places
 
 
-def _full_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+def _full_stacks(places: Sequence[Sequence[Frame]]) -> Series:
     """Return one stack, or several that the headers tell apart; identical copies are dropped."""
     if all(len(place) == 1 for place in places):
-        return (tuple(place[0] for place in places),)
+        return Series((tuple(place[0] for place in places),))
     once = [_without_copies(place, same_instance=True) for place in places]
     return (
         _keyed_stacks(once)
@@ -185,49 +206,51 @@ def _full_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHe
     )
 
 
-def _without_copies(place: Sequence[SliceHeader], *, same_instance: bool) -> list[SliceHeader]:
-    """Drop slices with the pixels and rescale of another one at this place (and its UID, if asked)."""
-    if len(place) == 1 or (same_instance and len({header.instance_uid for header in place}) == len(place)):
+def _without_copies(place: Sequence[Frame], *, same_instance: bool) -> list[Frame]:
+    """Drop frames with the pixels and rescale of another one at this place (and its UID, if asked)."""
+    if len(place) == 1 or (same_instance and len({frame.identity for frame in place}) == len(place)):
         return list(place)
-    kept: dict[tuple[object, ...], SliceHeader] = {}
-    for header in place:
-        ds = read_whole(header.path)
-        identity = stored_pixels(ds, header.path).tobytes(), rescale_of(ds, header.path)
-        kept.setdefault((*identity, header.instance_uid if same_instance else ""), header)
+    kept: dict[tuple[object, ...], Frame] = {}
+    for frame in place:
+        path = frame.file.path
+        (pixels,) = stored_frames(read_whole(path), path, [frame.index])
+        kept.setdefault((pixels.tobytes(), frame.rescale, frame.identity if same_instance else ""), frame)
     return list(kept.values())
 
 
-def _single_stack(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+def _single_stack(places: Sequence[Sequence[Frame]]) -> Series:
     if any(len(place) > 1 for place in places):
         raise InputError("positions are there more than once and nothing tells the stacks apart")
-    return (tuple(place[0] for place in places),)
+    return Series((tuple(place[0] for place in places),))
 
 
-def _keyed_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
-    """Return the stacks that the first full set of keys tells apart; none where no set does."""
+def _keyed_stacks(places: Sequence[Sequence[Frame]]) -> Series | None:
+    """Return the stacks that the first full set of keys tells apart; ``None`` where no set does."""
     count = len(places[0])
-    slices = [header for place in places for header in place]
-    names = [name for name in slices[0].stack_keys if len({h.stack_keys[name] for h in slices}) > 1]
-    for size in range(1, len(names) + 1):
+    if any(len(place) != count for place in places):
+        return None
+    frames = [frame for place in places for frame in place]
+    names = [name for name in frames[0].stack_keys if len({f.stack_keys.get(name) for f in frames}) > 1]
+    for size in range(1, min(len(names), KEYS_AT_ONCE) + 1):
         for chosen in itertools.combinations(names, size):
-            stacks = _split(slices, chosen)
+            stacks = _split(frames, chosen)
             if len(stacks) == count and all(_is_full(stack, places) for stack in stacks):
-                return stacks
-    return ()
+                return Series(stacks, tuple(_name(stack[0], chosen, c) for c, stack in enumerate(stacks, start=1)))
+    return None
 
 
-def _is_full(stack: Sequence[SliceHeader], places: Sequence[Sequence[SliceHeader]]) -> bool:
-    """Say whether ``stack`` has exactly one slice of each of ``places``, in their order."""
+def _is_full(stack: Sequence[Frame], places: Sequence[Sequence[Frame]]) -> bool:
+    """Say whether ``stack`` has exactly one frame of each of ``places``, in their order."""
     return len(stack) == len(places) and all(
-        any(header is other for other in place) for header, place in zip(stack, places, strict=True)
+        any(frame is other for other in place) for frame, place in zip(stack, places, strict=True)
     )
 
 
-def _split(slices: Sequence[SliceHeader], names: Sequence[str]) -> tuple[tuple[SliceHeader, ...], ...]:
-    """Return the slices by the values of their keys ``names``; no position twice in a full stack."""
-    stacks: dict[tuple[object, ...], list[SliceHeader]] = defaultdict(list)
-    for header in slices:
-        stacks[tuple(header.stack_keys[name] for name in names)].append(header)
+def _split(frames: Sequence[Frame], names: Sequence[str]) -> tuple[Stack, ...]:
+    """Return the frames by the values of their keys ``names``; no position twice in a full stack."""
+    stacks: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        stacks[tuple(frame.stack_keys[name] for name in names)].append(frame)
     ordered = sorted(stacks.items(), key=lambda item: tuple(map(_sortable, item[0])))
     return tuple(tuple(stack) for _, stack in ordered)
 
@@ -236,39 +259,30 @@ def _sortable(value: object) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _consecutive_stacks(places: Sequence[Sequence[SliceHeader]]) -> tuple[tuple[SliceHeader, ...], ...]:
+def _name(frame: Frame, keys: Sequence[str], number: int) -> str:
+    """Return what tells a stack apart, in words; its number where that is a date or a list of codes."""
+    told = [f"{key} {frame.stack_keys[key]:g}" for key in keys if _is_told(key, frame.stack_keys[key])]
+    if "diffusion" in keys:
+        b_value = frame.stack_keys["diffusion"][0]
+        told.append(f"b-value {b_value:g}" if math.isfinite(b_value) else "no b-value")
+    return ", ".join(told) or f"volume {number}"
+
+
+def _is_told(key: str, value: object) -> bool:
+    return key != "frame time" and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _consecutive_stacks(places: Sequence[Sequence[Frame]]) -> Series | None:
     """Return the time points of a series that states their number but not which slice has which.
 
     Its instance numbers must run through all positions once per time point; otherwise there are none.
     """
-    slices = sorted((header for place in places for header in place), key=lambda h: h.instance_number)
-    distinct = len({header.instance_number for header in slices}) == len(slices)
-    if not distinct or min(header.time_points for header in slices) < 2 or len(slices) % len(places):
-        return ()
-    order = {header.path: depth for depth, place in enumerate(places) for header in place}
-    runs = [slices[start : start + len(places)] for start in range(0, len(slices), len(places))]
-    stacks = tuple(tuple(sorted(run, key=lambda h: order[h.path])) for run in runs)
-    return stacks if all(_is_full(stack, places) for stack in stacks) else ()
-
-
-def _check_grid(stack: Sequence[SliceHeader]) -> None:
-    """Refuse gaps, uneven spacing and tilt: the grid of a volume is even."""
-    if len(stack) < 2:
-        return
-    positions = np.array([header.position_mm for header in stack])
-    gaps = np.diff(positions @ _normal(stack[0]))
-    spacing = float(np.median(gaps))
-    if np.abs(gaps / spacing - 1).max() > SPACING_TOLERANCE:
-        raise InputError(
-            f"its slices are unevenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm): slices are missing, "
-            "or several stacks are mixed"
-        )
-    step = (positions[-1] - positions[0]) / (len(stack) - 1)
-    sideways = np.linalg.norm(step - (step @ _normal(stack[0])) * _normal(stack[0]))
-    if sideways > TILT_TOLERANCE * spacing:
-        raise InputError(
-            f"its gantry is tilted by {np.degrees(np.arctan2(sideways, spacing)):.1f} degrees: its voxels are sheared"
-        )
-    even = positions[0] + np.arange(len(stack))[:, None] * step
-    if np.linalg.norm(positions - even, axis=1).max() > POSITION_TOLERANCE * spacing:
-        raise InputError("its slices do not lie on one straight, even grid")
+    frames = sorted((frame for place in places for frame in place), key=lambda f: f.file.instance_number)
+    distinct = len({frame.file.instance_number for frame in frames}) == len(frames)
+    if not distinct or min(frame.file.time_points for frame in frames) < 2 or len(frames) % len(places):
+        return None
+    order = {frame.place: depth for depth, place in enumerate(places) for frame in place}
+    runs = [frames[start : start + len(places)] for start in range(0, len(frames), len(places))]
+    stacks = tuple(tuple(sorted(run, key=lambda f: order[f.place])) for run in runs)
+    full = all(_is_full(stack, places) for stack in stacks)
+    return Series(stacks, tuple(f"time point {t}" for t in range(1, len(stacks) + 1))) if full else None

@@ -1,13 +1,9 @@
-"""A denoised volume as a derived DICOM series: one new image for each source image, on the same grid.
-
-Quantisation: CT and MR keep the scale of the source, so values outside its stored range are clipped; PET
-gets a slope of its own for every slice, that of its largest value. The rounding error is at most half a
-stored step. Padding is written as it was stored.
-"""
+"""A denoised volume as a derived DICOM series: one new image for each source image, on the same grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,35 +14,23 @@ import torch
 from monai.data import ImageWriter, MetaTensor
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.valuerep import format_number_as_ds
 
 from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import Derivation, derive
-from n2s_med.volumes.dicom_files import (
-    DECODER_ERRORS,
-    SliceHeader,
-    is_dicom,
-    read_header,
-    read_whole,
-)
-from n2s_med.volumes.dicom_pixels import (
-    StoredArray,
-    padding_of,
-    padding_range,
-    rescale_of,
-    stored_pixels,
-    stored_range,
-)
-from n2s_med.volumes.dicom_series import affine_of
+from n2s_med.volumes.dicom_files import DECODER_ERRORS, is_dicom, read_whole
+from n2s_med.volumes.dicom_headers import read_frames
+from n2s_med.volumes.dicom_pixels import Storage, StoredArray, stored_frames
+from n2s_med.volumes.dicom_reader import by_file
+from n2s_med.volumes.frames import Frame
+from n2s_med.volumes.grids import affine_of
 from n2s_med.volumes.provenance import Provenance
+from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 from n2s_med.volumes.quiet import quiet
 
 _HEADER_BYTES = 8192
-
-SMALLEST_SLOPE = 1e-30
-"""A PET slice whose slope would be smaller is empty."""
+"""What the header of a derived file takes, about."""
 
 
 def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
@@ -57,22 +41,24 @@ def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, ov
     OutputError
         ``folder`` exists or cannot be written, or the volume is no longer on its source's grid.
     """
-    headers = source_headers(volume)
-    _check_target(folder, headers, overwrite)
+    frames = source_frames(volume)
+    _check_target(folder, frames, overwrite)
+    first = frames[0].file
     derivation = Derivation(
         provenance,
-        provenance.uid("series", headers[0].series_uid, headers[0].instance_uid),
+        provenance.uid("series", first.series_uid, first.instance_uid),
         datetime.now().astimezone(),
     )
     values = array_of(volume)
     signed = bool((values < 0).any())
-    needed = len(headers) * (headers[0].rows * headers[0].columns * 2 + _HEADER_BYTES)
+    slices = values.shape[3]
+    files = by_file((*divmod(n, slices), frame) for n, frame in enumerate(frames))
+    needed = len(frames) * first.rows * first.columns * 2 + len(files) * _HEADER_BYTES
     with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial:
         partial.mkdir()
-        for index, header in enumerate(headers):
-            c, z = divmod(index, values.shape[3])
-            ds = _derived(header, values[c, :, :, z].T, derivation, signed=signed)
-            _save(ds, partial / f"{index + 1:05d}.dcm", header.path)
+        for number, (path, places) in enumerate(files.items(), start=1):
+            planes = [_Plane(frame, values[c, :, :, z].T) for c, z, frame in places]
+            _save(_derived(path, planes, derivation, signed=signed), partial / f"{number:05d}.dcm", path)
     return folder
 
 
@@ -111,27 +97,34 @@ class DicomSeriesWriter(ImageWriter):  # type: ignore[misc]
         )
 
 
-def source_headers(volume: MetaTensor) -> list[SliceHeader]:
-    """Return the headers of the source slices of ``volume``, in its order; it must still be on their grid."""
-    headers = []
-    for name in volume.meta.get("source", ()):
-        if not Path(name).is_file():
-            raise InputError("the source file is gone", remedy="restore it and try again", path=name)
-        header = read_header(Path(name))
-        if not isinstance(header, SliceHeader):
-            raise InputError("the source file has changed", remedy="read it again", path=name)
-        headers.append(header)
-    _check_grid(volume, headers)
-    return headers
+def source_frames(volume: MetaTensor) -> list[Frame]:
+    """Return the source frames of ``volume``, in its order; it must still be on their grid."""
+    names = volume.meta.get("source", ())
+    found: dict[str, dict[int, Frame]] = {name: _frames_of(Path(name)) for name in dict.fromkeys(names)}
+    try:
+        frames = [found[n][i] for n, i in zip(names, volume.meta.get("source_frames", ()), strict=True)]
+    except LookupError as error:
+        raise InputError("the source file has changed", remedy="read it again", path=names[0]) from error
+    _check_grid(volume, frames)
+    return frames
 
 
-def _check_grid(volume: MetaTensor, headers: Sequence[SliceHeader]) -> None:
+def _frames_of(path: Path) -> dict[int, Frame]:
+    if not path.is_file():
+        raise InputError("the source file is gone", remedy="restore it and try again", path=path)
+    frames = read_frames(path).frames
+    if not frames:
+        raise InputError("the source file has changed", remedy="read it again", path=path)
+    return {frame.index: frame for frame in frames}
+
+
+def _check_grid(volume: MetaTensor, frames: Sequence[Frame]) -> None:
     slices = volume.shape[-1]
     same = (
         volume.ndim == 4
-        and len(headers) == volume.shape[0] * slices > 0
-        and all((h.columns, h.rows) == tuple(volume.shape[1:3]) for h in headers)
-        and np.allclose(affine_of(headers[:slices]), np.asarray(volume.affine), atol=1e-3)
+        and len(frames) == volume.shape[0] * slices > 0
+        and all((f.file.columns, f.file.rows) == tuple(volume.shape[1:3]) for f in frames)
+        and np.allclose(affine_of(frames[:slices]), np.asarray(volume.affine), atol=1e-3)
     )
     if not same:
         raise OutputError(
@@ -140,12 +133,12 @@ def _check_grid(volume: MetaTensor, headers: Sequence[SliceHeader]) -> None:
         )
 
 
-def _check_target(folder: Path, headers: Sequence[SliceHeader], overwrite: bool) -> None:
+def _check_target(folder: Path, frames: Sequence[Frame], overwrite: bool) -> None:
     """Refuse to replace the source, or anything but a folder of DICOM files."""
     if not overwrite or not folder.exists():
         return
     target = folder.resolve()
-    if any(target in header.path.resolve().parents for header in headers):
+    if any(target in path.resolve().parents for path in {frame.file.path for frame in frames}):
         raise OutputError("it contains the source", remedy="choose another folder", path=folder)
     if not folder.is_dir() or any(not entry.is_file() or not is_dicom(entry) for entry in folder.iterdir()):
         raise OutputError(
@@ -155,74 +148,58 @@ def _check_target(folder: Path, headers: Sequence[SliceHeader], overwrite: bool)
         )
 
 
-def _derived(header: SliceHeader, values: NDArray[np.float32], derivation: Derivation, *, signed: bool) -> Dataset:
-    """Return the derived data set of one slice with ``values`` (rows, columns) in physical units."""
-    ds = read_whole(header.path)
-    source = stored_pixels(ds, header.path)
-    rescale = rescale_of(ds, header.path)
-    padding = padding_of(ds, source)
-    if not np.isfinite(values[~padding]).all():
-        raise OutputError("the volume holds NaN or infinite values", remedy="check the model")
+@dataclass(frozen=True)
+class _Plane:
+    """A frame with its new values (rows, columns) in physical units."""
+
+    frame: Frame
+    values: NDArray[np.float32]
+
+
+def _derived(path: Path, planes: Sequence[_Plane], derivation: Derivation, *, signed: bool) -> Dataset:
+    """Return the data set derived from the one at ``path``, with the frames ``planes`` in it."""
+    ds = read_whole(path)
+    indices = [plane.frame.index for plane in planes]
+    sources = list(stored_frames(ds, path, indices))
+    before = Storage.of(ds, path)
+    after = pet_storage(before, signed=signed) if planes[0].frame.file.modality == "PT" else before
     try:
         with quiet():
-            derive(ds, derivation)
-            if header.modality == "PT":
-                rescale = _own_slope(ds, values, padding, rescale[0], signed=signed)
-            stored = _quantised(ds, values, rescale)
-            stored[padding] = source[padding]
-            _set_pixels(ds, stored)
+            derive(ds, derivation, indices)
+            stored = [
+                _stored(ds, number, plane, source, before, after)
+                for number, (plane, source) in enumerate(zip(planes, sources, strict=True))
+            ]
+            _set_pixels(ds, stored, after)
     except DECODER_ERRORS as error:
         raise InputError(
-            f"its header cannot be copied ({type(error).__name__})",
-            remedy="export it again",
-            path=header.path,
+            f"its header cannot be copied ({type(error).__name__})", remedy="export it again", path=path
         ) from error
     return ds
 
 
-def _own_slope(
-    ds: Dataset, values: NDArray[np.float32], padding: NDArray[np.bool_], source: float, *, signed: bool
-) -> tuple[float, float]:
-    """Give the PET slice ``ds`` 16 bits, intercept 0 and a slope of its own; return slope and intercept.
-
-    It is the slope of the slice's largest value, rounded to the 16 characters that are written before
-    anything is divided by it; the source's slope stays where it serves to within one bit, so that what was
-    not changed is stored as it was.
-    """
-    ds.BitsAllocated = ds.BitsStored = 16
-    ds.HighBit = 15
-    if signed and padding_range(ds) is None:
-        ds.PixelRepresentation = 1
-    low, high = stored_range(ds)
-    data = values[~padding]
-    peak = max(float(data.max(initial=0.0)) / high, float(data.min(initial=0.0)) / low if low else 0.0)
-    ds.RescaleIntercept = "0"
-    if not peak <= source * (1 + 1e-6) <= 2 * peak and peak > SMALLEST_SLOPE:
-        ds.RescaleSlope = format_number_as_ds(peak)
-        if "RealWorldValueMappingSequence" in ds:
-            del ds.RealWorldValueMappingSequence  # it maps values as they were stored
-    return float(ds.RescaleSlope), 0.0
+def _stored(
+    ds: Dataset, number: int, plane: _Plane, source: StoredArray, before: Storage, after: Storage
+) -> StoredArray:
+    """Return the stored values of frame ``number`` of ``ds``; a PET frame gets a slope of its own."""
+    padding = before.is_padding(source)
+    data = plane.values[~padding]
+    if not np.isfinite(data).all():
+        raise OutputError("the volume holds NaN or infinite values", remedy="check the model")
+    rescale = plane.frame.rescale
+    if plane.frame.file.modality == "PT":
+        slope = pet_slope(data, rescale[0], after)
+        rescale = set_slope(ds, number, slope, after, changed=float(slope) != rescale[0]), 0.0
+    stored = quantised(plane.values, rescale, after)
+    stored[padding] = source[padding]
+    return stored
 
 
-def _quantised(ds: Dataset, values: NDArray[np.float32], rescale: tuple[float, float]) -> StoredArray:
-    """Return the stored values nearest to ``values``, within the stored range and never padding's."""
-    slope, intercept = rescale
-    low, high = stored_range(ds)
-    with np.errstate(invalid="ignore"):
-        stored = np.clip(np.rint((values.astype(np.float64) - intercept) / slope), low, high)
-    bounds = padding_range(ds)
-    if bounds is not None:
-        inside = (stored >= bounds[0]) & (stored <= bounds[1])
-        stored[inside] = bounds[1] + 1 if bounds[1] < high else bounds[0] - 1
-    kind = np.dtype(f"{'i' if ds.PixelRepresentation == 1 else 'u'}{ds.BitsAllocated // 8}")
-    result: StoredArray = np.nan_to_num(stored).astype(kind)
-    return result
-
-
-def _set_pixels(ds: Dataset, stored: StoredArray) -> None:
-    """Put ``stored`` (rows, columns) into ``ds`` as native little-endian pixels."""
-    data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    ds.HighBit = ds.BitsStored - 1
+def _set_pixels(ds: Dataset, frames: Sequence[StoredArray], storage: Storage) -> None:
+    """Put ``frames`` (rows, columns) into ``ds`` as native little-endian pixels."""
+    data = np.stack(frames).astype(storage.dtype.newbyteorder("<")).tobytes()
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = storage.bits_allocated, storage.bits_stored, storage.bits_stored - 1
+    ds.PixelRepresentation = int(storage.signed)
     ds.add_new("PixelData", "OW" if ds.BitsAllocated > 8 else "OB", data + b"\0" * (len(data) % 2))
 
 

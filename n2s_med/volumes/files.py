@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from monai.data import MetaTensor
 
 from n2s_med.errors import InputError, OutputError, UnsupportedError
-from n2s_med.volumes.contents import Contents, Refusal
+from n2s_med.volumes.contents import Contents, Refusal, Source, Survey
 from n2s_med.volumes.dicom_files import is_dicom
-from n2s_med.volumes.dicom_reader import read_dicom
+from n2s_med.volumes.dicom_reader import survey_dicom
 from n2s_med.volumes.dicom_writer import write_series
 from n2s_med.volumes.nifti import NiftiWriter, is_nifti_name, read_nifti
 from n2s_med.volumes.provenance import Provenance
 
-_FORMATS = "give a NIfTI image (.nii, .nii.gz) or a classic CT, MR or PET series in DICOM"
+_FORMATS = "give a NIfTI image (.nii, .nii.gz) or a CT, MR, PET or NM series in DICOM"
 _TOLD_REASONS = 3
 
 
@@ -42,13 +43,40 @@ def read(path: str | Path) -> Contents:
     UnsupportedError
         What is there is sound, but not what this package reads.
     """
+    found = survey(path)
+    volumes, refusals = [], list(found.refusals)
+    for source in found.sources:
+        try:
+            volumes.append(source.load())
+        except InputError as error:
+            if source.path == Path(path) and is_nifti_name(source.path):
+                raise
+            refusals.append(refusal_of(source, error))
+    if not volumes:
+        raise nothing_usable(Path(path), refusals)
+    return Contents(tuple(volumes), tuple(refusals))
+
+
+def survey(path: str | Path) -> Survey:
+    """Return every series and image at ``path`` without its voxels, and what was found there and refused.
+
+    Sources are loaded one by one, so memory holds no more than one of them. What is damaged inside shows when
+    it is loaded.
+
+    Raises
+    ------
+    InputError
+        Nothing is there, or the file is neither NIfTI nor DICOM.
+    """
     path = Path(path)
     if not _present(path):
         raise InputError("no such file or folder", remedy="check the path", path=path)
-    contents = _read_folder(path) if path.is_dir() else _read_file(path)
-    if not contents.volumes:
-        raise _nothing_usable(path, contents.refusals)
-    return contents
+    return _survey_folder(path) if path.is_dir() else _survey_file(path)
+
+
+def refusal_of(source: Source, error: InputError) -> Refusal:
+    """Return the refusal of a source that could not be loaded."""
+    return Refusal(Path(error.path or source.path), source.label, error.cause)
 
 
 def write(volume: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
@@ -111,26 +139,30 @@ def _present(path: Path) -> bool:
         raise InputError("it cannot be reached", remedy="check the path", path=path) from error
 
 
-def _read_file(path: Path) -> Contents:
+def _survey_file(path: Path) -> Survey:
     if path.is_file() and is_nifti_name(path):
-        return Contents((read_nifti(path),))
+        return Survey((_nifti(path),))
     if path.is_file() and is_dicom(path):
-        return read_dicom([path])
+        return survey_dicom([path])
     raise InputError("it is neither NIfTI nor DICOM", remedy=_FORMATS, path=path)
 
 
-def _read_folder(folder: Path) -> Contents:
-    dicom, volumes, refusals = [], [], []
+def _survey_folder(folder: Path) -> Survey:
+    dicom, images, refusals = [], [], []
     for file in _files(folder):
         try:
             if is_nifti_name(file):
-                volumes.append(read_nifti(file))
+                images.append(_nifti(file))
             elif is_dicom(file):
                 dicom.append(file)
         except InputError as error:
-            refusals.append(Refusal(file, "NIfTI" if is_nifti_name(file) else "file", error.cause))
-    found = read_dicom(dicom)
-    return Contents((*found.volumes, *volumes), (*found.refusals, *refusals))
+            refusals.append(Refusal(file, "file", error.cause))
+    found = survey_dicom(dicom)
+    return Survey((*found.sources, *images), (*found.refusals, *refusals))
+
+
+def _nifti(path: Path) -> Source:
+    return Source(path, "NIfTI", partial(read_nifti, path))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -150,7 +182,8 @@ def _files(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _nothing_usable(path: Path, refusals: Iterable[Refusal]) -> InputError:
+def nothing_usable(path: Path, refusals: Iterable[Refusal]) -> InputError:
+    """Return the error of a path that holds nothing to denoise, with the most frequent reasons."""
     reasons = Counter(f"{refusal.label}: {refusal.reason}" for refusal in refusals)
     if not reasons:
         return InputError("it holds no NIfTI image and no DICOM", remedy=_FORMATS, path=path)

@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError, UnsupportedError
 from n2s_med.volumes.contents import FloatArray, array_of, everywhere, spacing_of, volume_from
-from n2s_med.volumes.dicom_files import LARGEST_MM, SMALLEST_MM
+from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
 
 SUFFIXES = (".nii", ".nii.gz")
-DEFLATE_RATIO = 1032
-"""Deflate cannot shrink data further than this (zlib technical details)."""
 
 _MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _ERRORS = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from highdicom import VOILUTTransformation
+from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence, VOILUTTransformation
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
@@ -18,7 +19,8 @@ from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.contents import array_of
 from n2s_med.volumes.dicom_derive import series_description, series_number
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
-from n2s_med.volumes.dicom_writer import source_headers
+from n2s_med.volumes.dicom_writer import source_frames
+from n2s_med.volumes.frames import Frame
 from n2s_med.volumes.provenance import Provenance, one_line
 from n2s_med.volumes.quiet import quiet
 
@@ -48,15 +50,14 @@ def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, 
         )
     if path.is_dir():
         raise OutputError("it is a folder", remedy="give the name of a file", path=path)
-    headers = source_headers(sd)
-    frames = np.ascontiguousarray(array_of(sd)[0].transpose(2, 1, 0))
-    if not np.isfinite(frames).all():
+    sources = source_frames(sd)
+    planes = np.ascontiguousarray(array_of(sd)[0].transpose(2, 1, 0))
+    if not np.isfinite(planes).all():
         raise OutputError("the map holds NaN or infinite values", remedy="check the model", path=path)
-    with whole(path, overwrite=overwrite, needed_bytes=frames.nbytes) as partial:
-        sources = [_without_pixels(header.path) for header in headers]
+    with whole(path, overwrite=overwrite, needed_bytes=planes.nbytes) as partial:
         try:
             with quiet():
-                ds = _parametric_map(frames, sources, str(sd.meta.get("units")), provenance)
+                ds = _parametric_map(planes, sources, str(sd.meta.get("units")), provenance)
                 ds.save_as(partial, enforce_file_format=True)
         except OSError:
             raise
@@ -64,26 +65,34 @@ def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, 
             raise InputError(
                 f"its header cannot be copied ({type(error).__name__})",
                 remedy="export it again, or write the map as NIfTI",
-                path=headers[0].path,
+                path=sources[0].file.path,
             ) from error
     return path
 
 
-def _without_pixels(path: Path) -> Dataset:
-    ds = read_whole(path)
-    if "PixelData" in ds:
-        del ds.PixelData
-    return ds
+def _headers(frames: Sequence[Frame], provenance: Provenance) -> list[Dataset]:
+    """Return the source files' headers; one without a frame of reference gets one that nothing shares."""
+    headers = []
+    for path in dict.fromkeys(frame.file.path for frame in frames):
+        ds = read_whole(path)
+        if "PixelData" in ds:
+            del ds.PixelData
+        if not ds.get("FrameOfReferenceUID"):
+            ds.FrameOfReferenceUID = provenance.uid("frame of reference", ds.SOPInstanceUID)
+            ds.PositionReferenceIndicator = ""
+        headers.append(ds)
+    return headers
 
 
 def _parametric_map(
-    frames: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    sources: list[Dataset],
+    planes: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    frames: Sequence[Frame],
     units: str,
     provenance: Provenance,
 ) -> Dataset:
+    sources = _headers(frames, provenance)
     first = sources[0]
-    largest = float(frames.max(initial=0.0)) or 1.0
+    largest = float(planes.max(initial=0.0)) or 1.0
     mapping = RealWorldValueMapping(
         lut_label="SD",
         lut_explanation="Standard deviation of the denoised voxel",
@@ -94,8 +103,11 @@ def _parametric_map(
         quantity_definition=_STANDARD_DEVIATION,
     )
     ds = ParametricMap(
-        source_images=sources,
-        pixel_array=frames,
+        source_images=sources[:1] if "NumberOfFrames" in first else sources,
+        pixel_array=planes,
+        pixel_measures=PixelMeasuresSequence(frames[0].spacing_mm, frames[0].thickness_mm),
+        plane_orientation=PlaneOrientationSequence("PATIENT", frames[0].row_direction + frames[0].column_direction),
+        plane_positions=[PlanePositionSequence("PATIENT", frame.position_mm) for frame in frames],
         series_instance_uid=provenance.uid("sd series", first.SeriesInstanceUID, first.SOPInstanceUID),
         series_number=series_number(first.get("SeriesNumber")) + _SD_SERIES_OFFSET,
         sop_instance_uid=provenance.uid("sd image", first.SeriesInstanceUID, first.SOPInstanceUID),

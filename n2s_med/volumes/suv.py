@@ -28,15 +28,17 @@ class _Dose:
     start: datetime | None
 
 
-def suv_of(first: Dataset, acquisitions: Sequence[datetime | None]) -> dict[str, Any]:
+def suv_of(first: Dataset, units: str, acquisitions: Sequence[datetime | None]) -> dict[str, Any]:
     """Return ``{"factor": …, "missing": (…)}`` of a PET series.
 
     Parameters
     ----------
     first
-        Header of one of its slices.
+        Header of one of its files.
+    units
+        Units of its values.
     acquisitions
-        Acquisition times of all its slices.
+        Acquisition times of all its files.
 
     Returns
     -------
@@ -46,7 +48,7 @@ def suv_of(first: Dataset, acquisitions: Sequence[datetime | None]) -> dict[str,
     """
     try:
         with quiet():
-            factor, missing = _suv(first, acquisitions)
+            factor, missing = _suv(first, units, acquisitions)
     except DECODER_ERRORS:
         factor, missing = None, ["readable dose, weight and times"]
     if factor is not None and not (math.isfinite(factor) and factor > 0):
@@ -64,8 +66,7 @@ def acquisition_time(ds: Dataset) -> datetime | None:
         return None
 
 
-def _suv(ds: Dataset, acquisitions: Sequence[datetime | None]) -> tuple[float | None, list[str]]:
-    units = ds.get("Units")
+def _suv(ds: Dataset, units: str, acquisitions: Sequence[datetime | None]) -> tuple[float | None, list[str]]:
     if units == "GML":
         kind = ds.get("SUVType") or "BW"
         return (1.0, []) if kind == "BW" else (None, ["SUV by body weight (it is by another measure)"])
@@ -79,7 +80,7 @@ def _suv(ds: Dataset, acquisitions: Sequence[datetime | None]) -> tuple[float | 
 
 
 def _by_body_weight(ds: Dataset, acquisitions: Sequence[datetime | None]) -> tuple[float | None, list[str]]:
-    weight, dose, correction = _positive(ds.get("PatientWeight")), _dose(ds), ds.get("DecayCorrection")
+    weight, dose, correction = _positive(ds.get("PatientWeight")), _dose(ds), _decay_correction(ds)
     scan = _scan_start(ds, acquisitions)
     needs_times = correction != "ADMIN"
     missing = [
@@ -105,6 +106,12 @@ def _by_body_weight(ds: Dataset, acquisitions: Sequence[datetime | None]) -> tup
     return weight * 1000.0 / (dose.becquerel * left), []
 
 
+def _decay_correction(ds: Dataset) -> str | None:
+    """Return what decay is corrected to; enhanced PET names the moment (Decay Correction DateTime)."""
+    named = ds.get("DecayCorrected") == "YES" and ds.get("DecayCorrectionDateTime")
+    return "START" if named else ds.get("DecayCorrection")
+
+
 def _dose(ds: Dataset) -> _Dose:
     items = ds.get("RadiopharmaceuticalInformationSequence") or [Dataset()]
     item = items[0]
@@ -124,7 +131,13 @@ def _start_on_scan_day(ds: Dataset, item: Dataset) -> datetime | None:
 
 
 def _scan_start(ds: Dataset, acquisitions: Sequence[datetime | None]) -> datetime | None:
-    """Return the series time, unless a slice was acquired before it: then the series was made later."""
+    """Return the moment that decay is corrected to.
+
+    Where it is not named, it is the series time, unless a slice was acquired before it: then the series was
+    made later.
+    """
+    if ds.get("DecayCorrectionDateTime"):
+        return _moment(ds.DecayCorrectionDateTime)
     series = _joined(ds, "SeriesDate", "SeriesTime")
     if series is None or any(moment is None or moment < series for moment in acquisitions):
         return None

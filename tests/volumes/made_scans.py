@@ -107,3 +107,71 @@ def regridded(volume: MetaTensor, values: Any, affine: Any) -> MetaTensor:
 def pixels(shape: tuple[int, int, int] = (4, 6, 5), low: int = 0, high: int = 2000, kind: str = "i2") -> NDArray[Any]:
     """Return random stored values (slices, rows, columns)."""
     return np.random.default_rng(7).integers(low, high, size=shape, dtype=kind)
+
+
+ENHANCED = {
+    CT: "1.2.840.10008.5.1.4.1.1.2.1",
+    MR: "1.2.840.10008.5.1.4.1.1.4.1",
+    PT: "1.2.840.10008.5.1.4.1.1.130",
+}
+"""The enhanced class of each classic one."""
+_FRAME_TYPE = {CT: "CTImageFrameTypeSequence", MR: "MRImageFrameTypeSequence", PT: "PETFrameTypeSequence"}
+
+
+def make_enhanced(
+    path: Path, sop_class: str, stored: NDArray[Any], *, study: str = "one", step: float = 3.0, edit: Edit | None = None
+) -> Path:
+    """Write one enhanced file of ``stored`` (frames, rows, columns); ``edit`` changes the groups of each frame."""
+    ds = make_slice(sop_class, stored[0], 0, step=step, study=study)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+                    "RescaleSlope", "RescaleIntercept", "Units", "DecayCorrection", "FrameReferenceTime"):  # fmt: skip
+        if keyword in ds:
+            del ds[keyword]
+    ds.SOPClassUID, ds.NumberOfFrames = ENHANCED[sop_class], len(stored)
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    ds.SharedFunctionalGroupsSequence = [
+        groups(
+            PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+            PixelMeasuresSequence={"PixelSpacing": [2.0, 1.5], "SliceThickness": step},
+        )
+    ]
+    ds.PerFrameFunctionalGroupsSequence = [_frame_groups(sop_class, n, len(stored), step) for n in range(len(stored))]
+    ds.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)
+    for index, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        if edit is not None:
+            edit(frame, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save(ds, path)
+
+
+def _frame_groups(sop_class: str, index: int, count: int, step: float) -> Dataset:
+    """Return the groups of one frame; the last frame lies lowest."""
+    slope = {CT: 1.0, MR: 0.5, PT: 0.1 + 0.05 * index}[sop_class]
+    world = {"RealWorldValueSlope": slope, "RealWorldValueIntercept": 0.0, "MeasurementUnitsCodeSequence": [bq_ml()]}
+    rescale = {"RescaleSlope": f"{slope:.2f}", "RescaleIntercept": "-1024" if sop_class == CT else "0",
+               "RescaleType": "HU" if sop_class == CT else "US"}  # fmt: skip
+    return groups(
+        FrameContentSequence={"StackID": "1", "InStackPositionNumber": count - index},
+        PlanePositionSequence={"ImagePositionPatient": [-10.0, -20.0, 5.0 + (count - 1 - index) * step]},
+        PixelValueTransformationSequence=rescale,
+        **{_FRAME_TYPE[sop_class]: {"FrameType": ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]}},
+        **({"RealWorldValueMappingSequence": world} if sop_class == PT else {}),
+    )
+
+
+def groups(**macros: dict[str, Any]) -> Dataset:
+    """Return functional groups with one item in each macro."""
+    made = Dataset()
+    for keyword, values in macros.items():
+        item = Dataset()
+        for name, value in values.items():
+            setattr(item, name, value)
+        setattr(made, keyword, [item])
+    return made
+
+
+def bq_ml() -> Dataset:
+    """Return the code of Bq/ml."""
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "Bq/ml", "UCUM", "Becquerels/milliliter"
+    return code

@@ -221,11 +221,11 @@ def ge_phase(ds, index):  # noqa: ARG001
         (MR, set_all(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "phase"),
         (MR, ge_phase, "phase"),
         (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "secondary capture"),
-        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "enhanced multi-frame CT"),
-        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1"), "enhanced multi-frame MR"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), "says nothing of its frames"),
+        (MR, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1"), "says nothing of its frames"),
         (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.481.2"), "radiotherapy"),
         (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.22"), "report"),
-        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.1"), "not a CT, MR or PET image"),
+        (CT, set_all(SOPClassUID="1.2.840.10008.5.1.4.1.1.1"), "not a CT, MR, PET, NM or US image"),
         (CT, set_all(SOPClassUID="1.2.3.4"), "its kind of object"),
         (CT, colour, "colour"),
         (CT, set_all(NumberOfFrames=2), "several frames"),
@@ -246,17 +246,46 @@ def test_what_is_no_volume_is_refused_with_its_reason(tmp_path, sop_class, edit,
     assert words in reason(make_series(tmp_path / "s", sop_class, edit=edit))
 
 
-def test_a_missing_slice_is_refused(tmp_path):
-    folder = make_series(tmp_path / "s")
-    (folder / "one-002").unlink()
-    assert "unevenly spaced (3.00 to 6.00 mm)" in reason(folder)
+def test_a_missing_slice_leaves_two_runs_each_where_it_was(tmp_path):
+    stored = pixels((7, 6, 5))
+    folder = make_series(tmp_path / "s", stored=stored)
+    (folder / "one-005").unlink()  # the third one
+    runs = read(folder).volumes
+    assert [volume.meta["label"] for volume in runs] == [
+        "CT series 4, slices 1 to 2 of 6, of 5x6",
+        "CT series 4, slices 3 to 6 of 6, of 5x6",
+    ]
+    for volume, first in zip(runs, (0, 3), strict=True):
+        assert float(volume.affine[2, 3]) == 5 + 3 * first
+        assert volume.meta["spacing_mm"][2] == pytest.approx(3)
+        np.testing.assert_array_equal(volume[0, :, :, 0], stored[first].T - 1024.0)
+        assert "unevenly spaced" in volume.meta["notes"][0]
 
 
-def test_gantry_tilt_is_refused(tmp_path):
+def test_a_change_of_spacing_leaves_two_runs(tmp_path):
+    def thicker(ds, index):
+        ds.ImagePositionPatient = [-10, -20, [0, 1, 2, 3, 8, 13, 18][index]]
+
+    runs = read(make_series(tmp_path / "s", stored=pixels((7, 6, 5)), edit=thicker)).volumes
+    assert [(volume.shape[3], volume.meta["spacing_mm"][2]) for volume in runs] == [(4, 1), (3, 5)]
+
+
+def test_slices_scattered_at_random_are_refused(tmp_path):
+    def scatter(ds, index):
+        ds.ImagePositionPatient = [-10, -20, 3 * index * index]
+
+    assert "unevenly spaced (3.00 to 15.00 mm)" in reason(make_series(tmp_path / "s", edit=scatter))
+
+
+def test_gantry_tilt_is_kept_in_the_affine_and_said(tmp_path):
     def shear(ds, index):
         ds.ImagePositionPatient = [-10, -20 + index, 5 + 3 * index]
 
-    assert "tilted by 18.4 degrees" in reason(make_series(tmp_path / "s", edit=shear))
+    stored = pixels()
+    (volume,) = read(make_series(tmp_path / "s", stored=stored, edit=shear)).volumes
+    np.testing.assert_allclose(volume.affine[:3, 2], [0, -1, 3])
+    assert "tilted by 18.4 degrees" in volume.meta["notes"][0]
+    np.testing.assert_array_equal(volume[0], stored.transpose(2, 1, 0) - 1024.0)  # nothing was resampled
 
 
 def test_a_bent_stack_is_refused(tmp_path):

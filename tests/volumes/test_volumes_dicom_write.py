@@ -32,7 +32,8 @@ from n2s_med.volumes import (
     write,
     write_sd_map,
 )
-from n2s_med.volumes.dicom_writer import _own_slope, _quantised
+from n2s_med.volumes.dicom_pixels import Storage
+from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 
 
 def headers(folder: Path) -> list[Dataset]:
@@ -85,11 +86,12 @@ def test_any_pet_slice_is_stored_within_half_a_step(peak, floor, source, signed,
     rng = np.random.default_rng(seed)
     values = (rng.uniform(-floor * signed, 1, size=(4, 5)) * peak).astype(np.float32)
     ds = make_slice(PT, pixels(kind="i2" if signed else "u2")[0], 0, step=1.0, study="x")
-    ds.RescaleSlope = pydicom.valuerep.format_number_as_ds(source)
-    padding = np.zeros(values.shape, dtype=bool)
-    slope, intercept = _own_slope(ds, values, padding, float(ds.RescaleSlope), signed=signed)
-    assert (float(str(ds.RescaleSlope)), intercept) == (slope, 0.0)
-    stored = _quantised(ds, values, (slope, intercept))
+    storage = pet_storage(Storage.of(ds, Path("x")), signed=signed)
+    text = pet_slope(values.ravel(), source, storage)
+    assert len(text) <= 16
+    slope = set_slope(ds, 0, text, storage, changed=True)
+    assert (float(str(ds.RescaleSlope)), ds.RescaleIntercept) == (slope, 0)
+    stored = quantised(values, (slope, 0.0), storage)
     error = np.abs(stored * slope - values.astype(np.float64)).max()
     assert error <= slope * (0.5 + 1e-3)
     assert slope <= 2.001 * np.abs(values).max() / 32767
@@ -438,7 +440,7 @@ def test_interruption_leaves_nothing(tmp_path, provenance, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("n2s_med.volumes.dicom_writer._quantised", interrupt)
+    monkeypatch.setattr("n2s_med.volumes.dicom_writer.quantised", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(volume, tmp_path / "out", provenance=provenance)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
