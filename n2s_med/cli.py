@@ -8,10 +8,12 @@ Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 refused
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -59,11 +61,12 @@ def _denoise(arguments: argparse.Namespace) -> int:
     from n2s_med.denoise import DenoiseOptions
     from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
 
-    config = _config(arguments)
+    config = _adaptation(arguments)
     job = DenoiseJob(
         source=arguments.input,
         output=arguments.output,
         model=arguments.model,
+        from_scratch=arguments.from_scratch,
         modality=arguments.modality,
         noise=_noise(arguments),
         config=config,
@@ -72,7 +75,7 @@ def _denoise(arguments: argparse.Namespace) -> int:
             formula=arguments.formula,
             tile_voxels=arguments.tile_voxels,
             sd_probes=SD_PROBES if arguments.sd_map else 0,
-            seed=config.seed,
+            seed=config.seed if config else arguments.seed or 0,
         ),
         compute=_compute(arguments),
         overwrite=arguments.overwrite,
@@ -176,7 +179,24 @@ def _noise(arguments: argparse.Namespace) -> NoiseRequest:
     return NoiseRequest(arguments.noise, given, arguments.correlation)
 
 
-def _config(arguments: argparse.Namespace) -> TrainingConfig:
+def _adaptation(arguments: argparse.Namespace) -> TrainingConfig | None:
+    """How ``denoise`` trains: a new network, the base weights, or not at all."""
+    from n2s_med.training import ADAPTATION, TrainingConfig
+
+    if arguments.from_scratch:
+        if arguments.model or arguments.adapt is not None:
+            raise ConfigurationError("--from-scratch takes no model to adapt", remedy="leave out --model and --adapt")
+        return _config(arguments, TrainingConfig())
+    budget = arguments.adapt, arguments.seconds, arguments.steps
+    if arguments.adapt == 0 or (arguments.model and budget == (None, None, None)):
+        return None
+    config = _config(arguments, ADAPTATION)
+    if config.channels != ADAPTATION.channels:
+        raise ConfigurationError("a model that is adapted keeps its channels", remedy="use --from-scratch")
+    return config if arguments.adapt is None else replace(config, seconds=arguments.adapt)
+
+
+def _config(arguments: argparse.Namespace, base: TrainingConfig | None = None) -> TrainingConfig:
     import json
 
     from n2s_med.training import TrainingConfig
@@ -204,7 +224,7 @@ def _config(arguments: argparse.Namespace) -> TrainingConfig:
     for key in ("steps", "seconds", "seed"):
         if getattr(arguments, key) is not None:
             values[key] = getattr(arguments, key)
-    return TrainingConfig.from_mapping(values)
+    return TrainingConfig.from_mapping(values, base)
 
 
 def _compute(arguments: argparse.Namespace) -> Compute:
@@ -227,7 +247,9 @@ def parser() -> argparse.ArgumentParser:
     denoise.set_defaults(run=_denoise)
     denoise.add_argument("input", type=Path, metavar="INPUT", help="NIfTI file, DICOM file or folder")
     denoise.add_argument("output", type=Path, metavar="OUTPUT", help="NIfTI file or folder, as the input is")
-    denoise.add_argument("--model", type=Path, help="model to use; by default one is trained on the scan itself")
+    denoise.add_argument("--model", type=Path, help="model to use, as it is; by default the base weights, adapted")
+    denoise.add_argument("--adapt", type=_seconds, metavar="SECONDS", help="time to adapt the model; 0 for none")
+    denoise.add_argument("--from-scratch", action="store_true", help="train a new network on the scan alone")
     denoise.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
     denoise.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
     denoise.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
@@ -273,7 +295,7 @@ def _add_noise(command: argparse.ArgumentParser) -> None:
 
 def _add_training(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("training and machine")
-    group.add_argument("--seconds", type=float, help="time budget of training (default: 120)")
+    group.add_argument("--seconds", type=float, help="time budget of training (default: 120; of adapting: 30)")
     group.add_argument("--steps", type=_positive, help="step budget of training, instead of a time budget")
     group.add_argument("--config", type=Path, help="JSON file of training keys")
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one training key")
@@ -283,6 +305,13 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores of this process)")
     group.add_argument("--overwrite", action="store_true", help="replace what exists")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+    return value
 
 
 def _positive(text: str) -> int:

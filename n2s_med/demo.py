@@ -71,7 +71,8 @@ def _phantom(out: Path, seconds: float) -> None:
 
 
 def _denoise(source: Path, output: Path, seconds: float) -> list[Result]:
-    job = DenoiseJob(source, output, config=TrainingConfig(seconds=seconds), compute=Compute.choose(), overwrite=True)
+    config = TrainingConfig(seconds=seconds)
+    job = DenoiseJob(source, output, from_scratch=True, config=config, compute=Compute.choose(), overwrite=True)
     return list(job.run(lambda line: print(line, file=sys.stderr, flush=True)))
 
 

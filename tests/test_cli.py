@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from n2s_med.errors import ConfigurationError, InputError, N2SError
 from n2s_med.jobs.denoise import DenoiseJob, Result
 from n2s_med.jobs.train import TrainJob
 from n2s_med.report import Verdict
+from n2s_med.training import ADAPTATION, TrainingConfig
 
-COMMANDS = ("denoise", "train", "inspect")
+COMMANDS = ("denoise", "train", "train-base", "inspect")
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,9 @@ def exit_code(*arguments: object) -> int:
         ["train", "in", "--modality", "ct"],
         ["train", "--modality", "ct", "--out", "out"],
         ["inspect"],
+        ["denoise", "in", "out", "--adapt", "-1"],
+        ["train-base", "in"],
+        ["train-base", "--dims", "4", "--out", "out"],
     ],
     ids=" ".join,
 )
@@ -174,9 +179,42 @@ def test_defaults(jobs: list[Any]) -> None:
     assert (denoise.source, denoise.output, denoise.model, denoise.tracking) == (Path("in"), Path("out"), None, None)
     assert (denoise.noise.law, denoise.noise.parameters, denoise.noise.correlation) == ("auto", {}, "auto")
     assert (denoise.options.flips, denoise.options.sd_probes, denoise.options.formula) == (True, 0, "mean")
-    assert (denoise.config.seed, denoise.config.steps, denoise.overwrite, denoise.quiet) == (0, 0, False, False)
+    assert denoise.config == ADAPTATION
+    assert (denoise.from_scratch, denoise.overwrite, denoise.quiet) == (False, False, False)
     assert train.inputs == [Path("a"), Path("b")]
     assert (train.modality, train.out, train.track) == ("pet", Path("m"), True)
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        (["--adapt", "0"], None),
+        (["--adapt", "7"], replace(ADAPTATION, seconds=7.0)),
+        (["--steps", "9"], replace(ADAPTATION, steps=9)),
+        (["--model", "m"], None),
+        (["--model", "m", "--adapt", "5"], replace(ADAPTATION, seconds=5.0)),
+        (["--from-scratch"], TrainingConfig()),
+        (["--from-scratch", "--set", "channels=[4,8]"], TrainingConfig(channels=(4, 8))),
+    ],
+    ids=str,
+)
+def test_how_denoise_trains(jobs: list[Any], options: list[str], config: TrainingConfig | None) -> None:
+    exit_code("denoise", "in", "out", "--threads", 1, *options)
+    assert jobs[0].config == config
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--from-scratch", "--adapt", "5"], "--from-scratch takes no model to adapt"),
+        (["--from-scratch", "--model", "m"], "--from-scratch takes no model to adapt"),
+        (["--set", "channels=[4,8]"], "a model that is adapted keeps its channels"),
+    ],
+    ids=str,
+)
+def test_training_that_makes_no_sense(capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
+    assert exit_code("denoise", "in", "out", *options) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:

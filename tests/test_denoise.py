@@ -38,7 +38,7 @@ class Analytic(nn.Module):
         super().__init__()
         self.slope, self.about, self.spatial_dims = slope, about, spatial_dims
 
-    def forward(self, v: Tensor) -> Tensor:
+    def forward(self, v: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
         return self.slope * (v - self.about)
 
 
@@ -46,11 +46,11 @@ def analytic(slope: float, about: float = 0.0, dims: int = 3) -> ScoreModel:
     return ScoreModel(Analytic(slope, about, dims))  # type: ignore[arg-type]
 
 
-def trained_like(dims: int = 3, levels: int = 3, smooth: bool = True) -> ScoreModel:
+def trained_like(dims: int = 3, levels: int = 3) -> ScoreModel:
     """A network of random weights, whose every path matters; its output is as large as its input."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = ScoreUNet(dims, (3, 4, 5)[:levels], smooth)
+        network = ScoreUNet(dims, (3, 4, 5)[:levels])
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim == 1:
@@ -104,7 +104,7 @@ def test_tiles_in_the_plane(levels: int) -> None:
 
 @pytest.mark.parametrize("correlation", [Correlation.white(3), COLORED], ids=["white", "correlated"])
 def test_correlated_noise_and_uncertainty_do_not_depend_on_the_tiles(correlation: Correlation) -> None:
-    y, model = normal(75, 9, 8), trained_like(levels=2, smooth=False)
+    y, model = normal(75, 9, 8), trained_like(levels=2)
     noise = ScanNoise(Gaussian(1.0), correlation)
     options: dict[str, object] = {"flips": False, "step": 1.0, "sd_probes": 2}
     whole = denoiser(model, noise, tile_voxels=10**9, **options)(y)

@@ -62,12 +62,12 @@ class Arm:
 
 
 @torch.no_grad()
-def flip_averaged(network: ScoreUNet, v: Tensor, compute: Compute) -> Tensor:
+def flip_averaged(network: ScoreUNet, v: Tensor, traits: Tensor, compute: Compute) -> Tensor:
     """The network's output for a whole volume (X, Y, Z), averaged over eight flips."""
     flips = [f for n in range(v.ndim + 1) for f in itertools.combinations(range(v.ndim), n)]
     total = torch.zeros_like(v)
     for flip in flips:
         with compute.autocast():
-            out = network(compute.place(v.flip(flip)[None, None]))
+            out = network(compute.place(v.flip(flip)[None, None]), traits[None].to(compute.device))
         total += out[0, 0].float().cpu().flip(flip)
     return total / len(flips)

@@ -12,7 +12,7 @@ from n2s_med.denoise import Denoiser
 from n2s_med.noise.estimate import estimate
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel
-from n2s_med.training import Trainer, UnitVolume
+from n2s_med.training import PatchSampler, Trainer, UnitVolume
 
 
 def ours(scan: Scan, settings: Settings) -> Result:
@@ -35,7 +35,9 @@ def _denoised(scan: Scan, noise: ScanNoise, settings: Settings) -> Result:
     generator = torch.Generator().manual_seed(scan.seed)
     u = noise.law.to_unit(noise.dequantised(scan.y, generator)).float()
     config = replace(settings.config, seed=scan.seed)
-    trainer = Trainer([UnitVolume(u, noise.admits(scan.y), noise, scan.spacing_mm)], config, settings.compute)
+    volume = UnitVolume(u, noise.admits(scan.y), noise, scan.spacing_mm)
+    source = PatchSampler([volume], edge=config.patch, held_out=config.held_out, seed=config.seed)
+    trainer = Trainer(source, config, settings.compute)
     network = trainer.run()
     denoised = Denoiser(ScoreModel(network, trainer.objective.scale), noise, settings.compute)(scan.y)
     figures = denoised.figures

@@ -20,11 +20,14 @@ from n2s_med.score.patches import PatchSampler, UnitVolume
 SIGMA_A = (0.1, 0.001)
 LEARNING_RATE = 2e-4
 
+IDENTITY = torch.full((6,), 0.5)
+"""What the network is told of the noise, so that it starts from the identity."""
+
 
 def published(scan: Scan, settings: Settings) -> Result:
     """Train, then the article's formula; for correlated noise ``y + Σ s`` with the score of white steps."""
     network = _train(scan, settings)
-    score = flip_averaged(network, scan.y, settings.compute)
+    score = flip_averaged(network, scan.y, IDENTITY, settings.compute)
     color = scan.noise.correlation.color
     x_hat = scan.noise.law.tweedie(scan.y, color(color(score)))
     return Result(x_hat.clamp(scan.y.min(), scan.y.max()))
@@ -34,7 +37,7 @@ def _train(scan: Scan, settings: Settings) -> ScoreUNet:
     config, compute = settings.config, settings.compute
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scan.seed)
-        network = ScoreUNet(scan.y.ndim, config.channels, start_smooth=False)
+        network = ScoreUNet(scan.y.ndim, config.channels)
     network.centre.copy_(scan.y.median())
     network.to(compute.device).train()
     sampler = PatchSampler(
@@ -69,7 +72,7 @@ def _loss(
 
     def score(v: Tensor) -> Tensor:
         with settings.compute.autocast():
-            out: Tensor = network(v)
+            out: Tensor = network(v, IDENTITY.expand(len(v), -1))
         return out.float()
 
     return objective.loss(score, y, white).mean()

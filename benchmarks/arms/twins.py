@@ -17,7 +17,7 @@ from arms.base import Result, Settings, flip_averaged
 from n2s_med.noise import NoiseModel
 from n2s_med.score import ScoreUNet
 from n2s_med.score.patches import Patch
-from n2s_med.training import Trainer, UnitVolume
+from n2s_med.training import PatchSampler, Trainer, UnitVolume
 
 Network = Callable[[Tensor], Tensor]
 Loss = Callable[[Network, Patch, torch.Generator], Tensor]
@@ -37,18 +37,19 @@ class Twin(Trainer):
     def __init__(self, scan: Scan, u: Tensor, settings: Settings, loss: Loss) -> None:
         self.loss = loss
         config = replace(settings.config, held_out=0.0, checks=1, ema=0.0, seed=scan.seed, seconds=1.0)
-        super().__init__([UnitVolume(u, scan.valid, scan.noise, scan.spacing_mm)], config, settings.compute)
+        volume = UnitVolume(u, scan.valid, scan.noise, scan.spacing_mm)
+        source = PatchSampler([volume], edge=config.patch, held_out=0.0, seed=config.seed)
+        super().__init__(source, config, settings.compute)
 
     def _loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
         return torch.stack([self._patch_loss(network, generator) for _ in range(self.config.patches)]).mean()
 
     def _patch_loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
-        patch = self.sampler.draw(generator)
+        patch = self.source.draw(generator)
 
         def g(v: Tensor) -> Tensor:
-            with self.compute.autocast():
-                out = network(self.compute.place(patch.augment(v)))
-            return patch.restore(out).float().cpu()
+            traits = patch.noise.correlation.traits.expand(len(v), -1)
+            return patch.restore(self._answer(network, patch.augment(v), traits)).cpu()
 
         mean: Tensor = (self.loss(g, patch, generator) * patch.weight).sum() / patch.weight.sum().clamp_min(1)
         return mean
@@ -122,7 +123,9 @@ def _trained(scan: Scan, settings: Settings, loss: Loss) -> Result:
     law = scan.noise.law
     u = law.to_unit(scan.y).float().contiguous()
     network = Twin(scan, u, settings, loss).run()
-    return Result(law.mean_from_unit(scan.y, flip_averaged(network, u, settings.compute)))
+    return Result(
+        law.mean_from_unit(scan.y, flip_averaged(network, u, scan.noise.correlation.traits, settings.compute))
+    )
 
 
 def expected_unit(law: NoiseModel, x: Tensor, rounds: int = 60) -> Tensor:

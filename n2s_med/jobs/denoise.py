@@ -18,15 +18,23 @@ import n2s_med
 from n2s_med.atomic import check_free
 from n2s_med.compute import Compute
 from n2s_med.denoise import Denoised, DenoiseOptions, Denoiser
-from n2s_med.errors import InputError, ModelError, N2SError, NoiseLawError, OutputError, PartialError
+from n2s_med.errors import (
+    ConfigurationError,
+    InputError,
+    ModelError,
+    N2SError,
+    NoiseLawError,
+    OutputError,
+    PartialError,
+)
 from n2s_med.jobs.noise import AUTO, NoiseRequest
 from n2s_med.jobs.train import Say, Scan, fit, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.quality import Residual, quantities, residual_of, verdicts
 from n2s_med.report import JSONValue, Report, Verdict, write_report
-from n2s_med.score import ANY, ScoreModel
-from n2s_med.tracking import open_tracker
-from n2s_med.training import TrainingConfig
+from n2s_med.score import ANY, ScoreModel, base_model
+from n2s_med.tracking import Tracker, open_tracker
+from n2s_med.training import ADAPTATION, TrainingConfig
 from n2s_med.volumes import Provenance, read, write, write_sd_map
 
 NIFTI = (".nii.gz", ".nii")
@@ -77,13 +85,15 @@ class DenoiseJob:
     output
         A NIfTI file for one NIfTI file; else a folder, for several scans with one entry each.
     model
-        Model to use; ``None`` trains one on the scan itself.
+        Model to use; ``None`` takes the base weights that come with the package.
+    from_scratch
+        Train a new network on the scan alone instead.
     modality
         Modality of the scans where their files do not say.
     noise
         What is said of the noise.
     config
-        How to train where no model is given.
+        How to adapt the model to the scan, or to train from scratch; ``None`` takes the model as it is.
     options
         How to denoise.
     compute
@@ -99,9 +109,10 @@ class DenoiseJob:
     source: Path
     output: Path
     model: Path | None = None
+    from_scratch: bool = False
     modality: str | None = None
     noise: NoiseRequest = field(default_factory=NoiseRequest)
-    config: TrainingConfig = field(default_factory=TrainingConfig)
+    config: TrainingConfig | None = ADAPTATION
     options: DenoiseOptions = field(default_factory=DenoiseOptions)
     compute: Compute = field(default_factory=Compute.choose)
     overwrite: bool = False
@@ -191,12 +202,7 @@ class DenoiseJob:
             directory=self.tracking or Path(),
         )
         with tracker:
-            used = model or fit(scans, self.config, self.compute, modality=modality, tracker=tracker, quiet=self.quiet)
-            used.check_fits(
-                modality=modality.name if modality else None,
-                law=choice.noise.law.name,
-                spatial_dims=scans[0].spatial_dims,
-            )
+            used = self._fitted(scans, model, modality, tracker)
             trained = time.perf_counter()
             parts = self._denoise(scans, used)
             done = time.perf_counter()
@@ -207,7 +213,7 @@ class DenoiseJob:
                 used,
                 modality,
                 {
-                    "training_time_s": trained - start if model is None else 0.0,
+                    "training_time_s": trained - start,
                     "denoising_time_s": done - trained,
                 },
             )
@@ -217,6 +223,26 @@ class DenoiseJob:
             )
             tracker.artifact(result.report.with_suffix(".json"))
         return result
+
+    def _fitted(
+        self, scans: Sequence[Scan], model: ScoreModel | None, modality: Modality | None, tracker: Tracker
+    ) -> ScoreModel:
+        """The model for a scan: the one given or the base weights, adapted to it; or a new one."""
+        start = None
+        if not self.from_scratch:
+            start = model or base_model(scans[0].spatial_dims)
+            start.check_fits(
+                modality=modality.name if modality else None,
+                law=scans[0].choice.noise.law.name,
+                spatial_dims=scans[0].spatial_dims,
+            )
+        if self.config is not None:
+            return fit(
+                scans, self.config, self.compute, modality=modality, tracker=tracker, start=start, quiet=self.quiet
+            )
+        if start is None:
+            raise ConfigurationError("a new network without training", remedy="give it time with --seconds")
+        return start.centred(scans[0].unit(0).centre)
 
     def _denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
         """Every time point of a scan."""
@@ -286,10 +312,17 @@ class DenoiseJob:
         )
         return Result(output, sd_map, page, volume.meta["label"], choice.sentence, checks, warnings)
 
+    @property
+    def _model_name(self) -> str:
+        if self.from_scratch:
+            return "trained on this scan"
+        start = self.model.name if self.model else "base weights"
+        return start if self.config is None else f"{start}, adapted to this scan"
+
     def _provenance(self, scan: Scan, part: Denoised, model: ScoreModel) -> Provenance:
         law = scan.choice.noise.law
         return Provenance(
-            model=self.model.name if self.model else "trained on this scan",
+            model=self._model_name,
             model_hash=model.hash,
             law=law.name,
             parameters={
@@ -328,7 +361,9 @@ class DenoiseJob:
                 "sha256": model.hash,
                 "training_steps": int(model.card.get("steps_done", 0)),
                 "best_step": int(model.card.get("best_step", 0)),
+                "started_from": model.card.get("started_from"),
                 "training_sure": model.card.get("sure"),
+                "training_sure_at_start": model.card.get("sure_at_start"),
                 "formula": self.options.formula,
                 "averaged_over_flips": self.options.flips,
             },

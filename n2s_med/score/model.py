@@ -129,6 +129,17 @@ class ScoreModel:
             raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file) from error
 
 
+def base_model(spatial_dims: int) -> ScoreModel:
+    """The base weights that come with the package, for volumes (3) or single slices (2).
+
+    Raises
+    ------
+    ModelError
+        If they are missing or damaged.
+    """
+    return ScoreModel.load(Path(__file__).parent.parent / "weights" / f"base-{spatial_dims}d" / "model.pt")
+
+
 def load_tensors(file: Path) -> dict[str, Any]:
     """Read a dictionary of tensors and plain values; no code in the file is run."""
     if not file.is_file():

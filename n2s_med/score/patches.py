@@ -54,6 +54,11 @@ class UnitVolume:
     noise: ScanNoise
     spacing_mm: tuple[float, ...]
 
+    @property
+    def centre(self) -> float:
+        """Median of the valid data."""
+        return float(self.u[self.valid][:: 1 + int(self.valid.sum()) // 100_000].median())
+
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""
         digest = hashlib.sha256(str(tuple(self.u.shape)).encode())
@@ -168,8 +173,7 @@ class PatchSampler:
             raise InputError("no volume to train on", remedy="give at least one readable scan")
         self.volumes, self.edge = list(volumes), edge
         self.spatial_dims = volumes[0].u.ndim
-        medians = [v.u[v.valid][:: 1 + int(v.valid.sum()) // 100_000].median() for v in volumes]
-        self.centre = float(torch.stack(medians).median())
+        self.centre = float(torch.tensor([volume.centre for volume in volumes]).median())
         self.shares = torch.tensor([float(v.valid.sum()) for v in volumes], dtype=torch.float64)
         self.orders = [v.axis_orders() for v in volumes]
         self.weights = [v.valid.clone() for v in volumes]

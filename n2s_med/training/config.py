@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from n2s_med.errors import ConfigurationError
 from n2s_med.score.objectives import OBJECTIVES
@@ -82,8 +82,8 @@ class TrainingConfig:
             raise _out_of_range("channels", self.channels, "a list of numbers above zero")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping.
+    def from_mapping(cls, values: Mapping[str, Any], base: TrainingConfig | None = None) -> TrainingConfig:
+        """Build from a mapping; what it leaves out is as in ``base``, or the default.
 
         Raises
         ------
@@ -97,7 +97,11 @@ class TrainingConfig:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
                 raise ConfigurationError(f"unknown training key {key!r}", remedy=f"did you mean {near!r}?")
             checked[key] = _converted(key, value, known[key])
-        return cls(**checked)
+        return replace(base or cls(), **checked)
+
+
+ADAPTATION = TrainingConfig(seconds=30, objective="total-unit-noise", learning_rate=0.002, checks=6)
+"""How base weights are adapted to a scan: in the form they were trained in, gently, and not for long."""
 
 
 def _converted(key: str, value: Any, default: Any) -> Any:

@@ -20,7 +20,7 @@ from n2s_med.score.model import load_tensors
 def network(dims: int = 2) -> ScoreUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ScoreUNet(dims, (2, 3), start_smooth=False)
+        return ScoreUNet(dims, (2, 3))
 
 
 @pytest.fixture
@@ -41,7 +41,6 @@ def test_round_trip(model: ScoreModel, file: Path) -> None:
         assert (again.scale, again.modality, again.law) == (1.25, "pet", "poisson")
         assert dict(again.card) == dict(model.card)
         assert again.network.channels == (2, 3)
-        assert not again.network.start_smooth
         v = torch.randn(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
         assert torch.equal(again.network(v), model.network(v))
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.pt"]
@@ -87,14 +86,14 @@ def test_missing(tmp_path: Path) -> None:
     "content",
     [
         {},
-        {"format": 1},
-        {"format": 1, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": {}},
-        {"format": 1, "network": {"rooms": 2}, "state": {}},
-        {"format": 1, "network": {"spatial_dims": 2, "channels": []}, "state": {}},
-        {"format": 1, "network": {"spatial_dims": 2, "channels": [-2]}, "state": {}},
-        {"format": 1, "network": {"spatial_dims": "2", "channels": "ab"}, "state": {}},
-        {"format": 1, "network": [2], "state": {}},
-        {"format": 1, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": 5},
+        {"format": 2},
+        {"format": 2, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": {}},
+        {"format": 2, "network": {"rooms": 2}, "state": {}},
+        {"format": 2, "network": {"spatial_dims": 2, "channels": []}, "state": {}},
+        {"format": 2, "network": {"spatial_dims": 2, "channels": [-2]}, "state": {}},
+        {"format": 2, "network": {"spatial_dims": "2", "channels": "ab"}, "state": {}},
+        {"format": 2, "network": [2], "state": {}},
+        {"format": 2, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": 5},
         [1, 2],
         torch.ones(3),
     ],
@@ -109,7 +108,7 @@ def test_foreign_files(content: object, tmp_path: Path) -> None:
 
 def test_another_format(file: Path) -> None:
     torch.save(load_tensors(file) | {"format": 7}, file)
-    with pytest.raises(ModelError, match=r"model format 7, this version reads 1\. Train again"):
+    with pytest.raises(ModelError, match=r"model format 7, this version reads 2\. Train again"):
         ScoreModel.load(file)
 
 

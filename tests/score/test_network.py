@@ -13,10 +13,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(dims: int = 3, channels: tuple[int, ...] = (4, 6, 8), start_smooth: bool = True) -> ScoreUNet:
+def network(dims: int = 3, channels: tuple[int, ...] = (4, 6, 8)) -> ScoreUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ScoreUNet(dims, channels, start_smooth).eval()
+        return ScoreUNet(dims, channels).eval()
 
 
 SIZES = [
@@ -34,10 +34,10 @@ SIZES = [
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("start_smooth", [True, False])
-def test_any_size_passes(size: tuple[int, ...], start_smooth: bool) -> None:
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_any_size_passes(size: tuple[int, ...], correlation: float) -> None:
     v = torch.randn(2, 1, *size, generator=seeded(), requires_grad=True)
-    score = network(len(size), start_smooth=start_smooth)(v)
+    score = network(len(size))(v, torch.full((2, 2 * len(size)), correlation))
     assert score.shape == v.shape
     assert torch.isfinite(score).all()
     score.square().sum().backward()
@@ -66,8 +66,8 @@ def test_starts_from_a_gaussian_filter() -> None:
         unet.head.weight.zero_()
         unet.head.bias.zero_()  # type: ignore[union-attr]
         impulse = torch.zeros(1, 1, 15, 15)
-        impulse[0, 0, 7, 7] = 1.0
-        filtered = (impulse + unet(impulse))[0, 0]
+        impulse[0, 0, 7, 7] = 0.01
+        filtered = 100 * (impulse + unet(impulse))[0, 0]
         assert float(filtered.sum()) == pytest.approx(1, abs=1e-4)
         offset = torch.arange(-7.0, 8.0)
         assert float((filtered.sum(1) * offset**2).sum()) == pytest.approx(0.7**2, abs=0.02)
@@ -76,11 +76,35 @@ def test_starts_from_a_gaussian_filter() -> None:
 
 
 def test_starts_from_the_identity_for_correlated_noise() -> None:
-    unet = network(2, start_smooth=False)
+    unet = network(2)
     with torch.no_grad():
         unet.head.weight.zero_()
         unet.head.bias.zero_()  # type: ignore[union-attr]
-    assert not unet(torch.randn(1, 1, 9, 9, generator=seeded())).any()
+    assert not unet(torch.randn(1, 1, 9, 9, generator=seeded()), torch.full((1, 4), 0.5)).any()
+
+
+def test_starts_from_the_identity_at_edges() -> None:
+    """An edge of a thousand noise SDs is left standing, and what it does to its surroundings is bounded."""
+    unet = network(2)
+    with torch.no_grad():
+        step = torch.zeros(1, 1, 16, 16)
+        step[..., 8:] = 1000.0
+        assert float(unet(step).abs().max()) < 50
+        unet.head.weight.zero_()
+        assert float(unet(step)[..., 7:9].abs().max()) < 0.4
+
+
+def test_is_told_of_the_correlation() -> None:
+    """The traits of one volume shift its answer and no other's, once training has given them weight."""
+    unet, v = network(), torch.randn(2, 1, 6, 7, 5, generator=seeded())
+    with torch.no_grad():
+        unet.encoder[0].shift.weight.fill_(0.5)  # type: ignore[union-attr, operator]
+    traits = torch.zeros(2, 6)
+    traits[1, 3:] = 0.2
+    with torch.no_grad():
+        alone, told = unet(v), unet(v, traits)
+    assert torch.equal(told[0], alone[0])
+    assert float((told[1] - alone[1]).abs().max()) > 1e-3
 
 
 def reach(unet: ScoreUNet, size: int, at: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from n2s_med.noise import Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet
-from n2s_med.training import Trainer, TrainingConfig, UnitVolume
+from n2s_med.training import PatchSampler, Trainer, TrainingConfig, UnitVolume
 from n2s_med.training.trainer import Progress
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -36,10 +36,20 @@ def volume(*shape: int, seed: int = 0, noise: ScanNoise | None = None) -> UnitVo
     return UnitVolume(u, torch.ones(shape, dtype=torch.bool), own, (1.0,) * len(shape))
 
 
+def of(
+    volumes: Sequence[UnitVolume],
+    config: TrainingConfig,
+    directory: Path | None = None,
+    network: ScoreUNet | None = None,
+) -> Trainer:
+    source = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)
+    return Trainer(source, config, CPU, directory=directory, network=network)
+
+
 def trainer(
     directory: Path | None = None, config: TrainingConfig = CONFIG, network: ScoreUNet | None = None
 ) -> Trainer:
-    return Trainer([volume(14, 13), volume(16, 9, seed=5)], config, CPU, directory=directory, network=network)
+    return of([volume(14, 13), volume(16, 9, seed=5)], config, directory, network)
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -160,7 +170,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
 def test_checkpoint_of_other_data_or_keys_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run()
     with pytest.raises(ModelError, match=r"other scans or other training keys\. Give another --out"):
-        Trainer([volume(14, 13)], CONFIG, CPU, directory=tmp_path)
+        of([volume(14, 13)], CONFIG, tmp_path)
     for key, value in (("steps", 13), ("seed", 2), ("sigma_a", 0.4), ("patch", 7)):
         with pytest.raises(ModelError, match="other training keys"):
             trainer(tmp_path, replace(CONFIG, **{key: value}))  # type: ignore[arg-type]
@@ -215,7 +225,7 @@ def test_timing_leaves_no_trace() -> None:
 
 def test_nothing_to_train_on() -> None:
     with pytest.raises(InputError, match="no volume to train on"):
-        Trainer([], CONFIG, CPU)
+        of([], CONFIG)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -223,7 +233,7 @@ def test_what_is_not_finite_stops_the_run(bad: float) -> None:
     spoiled = volume(10, 10)
     spoiled.u[4:6] = bad
     with pytest.raises(N2SError, match=r"not finite at step \d+\. Lower --learning-rate") as caught:
-        Trainer([spoiled], replace(CONFIG, held_out=0.0), CPU).run()
+        of([spoiled], replace(CONFIG, held_out=0.0)).run()
     assert "\n" not in str(caught.value)
 
 
@@ -237,12 +247,12 @@ class Pointwise(nn.Module):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(-0.5))
 
-    def forward(self, v: Tensor) -> Tensor:
+    def forward(self, v: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
         return self.slope * v
 
 
 def gradients(one: UnitVolume, config: TrainingConfig) -> list[float]:
-    run, network = Trainer([one], config, CPU), Pointwise()
+    run, network = of([one], config), Pointwise()
     losses = [run._loss(network, seeded(step)) for step in range(10)]  # type: ignore[arg-type]
     return [float(torch.autograd.grad(loss, network.slope)[0]) for loss in losses]
 
@@ -250,7 +260,7 @@ def gradients(one: UnitVolume, config: TrainingConfig) -> list[float]:
 def test_held_out_voxels_do_not_reach_the_gradient() -> None:
     config = replace(CONFIG, held_out=0.3, patch=10)
     one = volume(20, 20)
-    held = ~Trainer([one], config, CPU).sampler.weights[0]
+    held = ~PatchSampler([one], edge=config.patch, held_out=0.3, seed=config.seed).weights[0]
     assert 0.2 < float(held.float().mean()) < 0.5
     changed = replace(one, u=torch.where(held, one.u.flip(0, 1), one.u))
     assert not torch.equal(changed.u, one.u)
@@ -273,16 +283,19 @@ def test_pair_is_antithetic_and_colored() -> None:
     """What the network is shown: the patch with ``+L u`` and with ``-L u``."""
     correlation = Correlation.from_kernel(torch.tensor([[0.5, 1.0, 0.5]]))
     one = volume(300, 300, noise=ScanNoise(Gaussian(1.0), correlation))
-    run = Trainer([one], replace(CONFIG, patch=300, patches=1, antithetic=True, held_out=0.0), CPU)
+    run = of([one], replace(CONFIG, patch=300, patches=1, antithetic=True, held_out=0.0))
     shown: list[Tensor] = []
+    told: list[Tensor] = []
 
     class Spy(Pointwise):
-        def forward(self, v: Tensor) -> Tensor:
+        def forward(self, v: Tensor, traits: Tensor) -> Tensor:
             shown.append(v.detach().clone())
-            return super().forward(v)
+            told.append(traits)
+            return super().forward(v, traits)
 
     run._loss(Spy(), seeded())  # type: ignore[arg-type]
     (pair,) = shown
+    assert torch.equal(told[0], correlation.traits.expand(2, -1))
     added = (pair[0, 0] - pair[1, 0]) / 2 / 0.5
     assert float(added.var()) == pytest.approx(1, abs=0.03)
     along = {a: float((added * added.roll(1, a)).mean()) for a in (0, 1)}
@@ -327,18 +340,14 @@ def test_loss_recorded_is_the_mean_since_the_last_check(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (9, 8, 1), (3, 30, 2), (6, 40), (1, 9)], ids=str)
 def test_any_shape_trains(shape: tuple[int, ...]) -> None:
-    run = Trainer([volume(*shape)], replace(CONFIG, steps=3), CPU)
+    run = of([volume(*shape)], replace(CONFIG, steps=3))
     before = weights(run.network)
     run.run()
     assert all(map(torch.isfinite, map(torch.tensor, run.history.sure)))
     assert not same(weights(run.network), before) or run.history.best == 0
 
 
-def test_starts_from_the_noise() -> None:
-    """White noise starts from a Gaussian filter, correlated from the identity; data gives the centre."""
-    correlated = ScanNoise(Gaussian(1.0), Correlation.from_kernel(torch.tensor([[0.5, 1.0, 0.5]])))
-    assert trainer().network.start_smooth
-    assert not Trainer([volume(9, 9, noise=correlated)], CONFIG, CPU).network.start_smooth
+def test_starts_centred_on_the_data() -> None:
     assert float(trainer().network.centre) == pytest.approx(float(volume(14, 13).u.median()), abs=0.3)
 
 
@@ -365,7 +374,7 @@ def test_it_learns_and_knows_how_well(law: Gaussian | Poisson) -> None:
     noise = ScanNoise(law, Correlation.white(3))
     one = UnitVolume(law.to_unit(y), torch.ones_like(y, dtype=torch.bool), noise, (1.0, 1.0, 1.0))
     config = TrainingConfig(steps=80, patch=16, channels=(8, 12), checks=4)
-    run = Trainer([one], config, CPU)
+    run = of([one], config)
     network = run.run()
     result = Denoiser(ScoreModel(network, run.objective.scale), noise, CPU, DenoiseOptions(flips=False))(y)
     before, after = float((y - x).square().mean()), float((result.x_hat - x).square().mean())
