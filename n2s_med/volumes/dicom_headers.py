@@ -42,7 +42,8 @@ _TAGS = [
     "DiffusionBValue", "DiffusionGradientOrientation", "FrameReferenceTime", "TriggerTime",
     "AcquisitionNumber", "ActualFrameDuration", "ComplexImageComponent", "CorrectedImage",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence",
-    "DetectorInformationSequence", "SequenceOfUltrasoundRegions", *VECTORS.values(),
+    "DetectorInformationSequence", "PhaseInformationSequence", "RotationInformationSequence",
+    "SequenceOfUltrasoundRegions", *VECTORS.values(),
 ]  # fmt: skip
 _VENDORS = {  # beginning or part of Manufacturer, in capitals: name
     "GE ": "GE", "GEMS": "GE", "SIEMENS": "Siemens", "PHILIPS": "Philips", "MARCONI": "Philips", "CTI": "Siemens",
@@ -164,6 +165,7 @@ def _frame(file: ImageFile, index: int, flat: _Flat) -> Frame:
     orientation = _numbers(ds, "ImageOrientationPatient", 6)
     between_rows, between_columns = _numbers(ds, "PixelSpacing", 2)
     slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
+    counts = flat.counts and slope is None and intercept is None
     return Frame(
         file=file,
         index=index,
@@ -172,7 +174,7 @@ def _frame(file: ImageFile, index: int, flat: _Flat) -> Frame:
         column_direction=orientation[3:],
         spacing_mm=(between_rows, between_columns),
         thickness_mm=_thickness(ds),
-        units=_units(ds, file.modality),
+        units="CNTS" if counts else _units(ds, file.modality),
         rescale=(float(1 if slope is None else slope), float(0 if intercept is None else intercept)),
         stack_keys=flat.keys or _stack_keys(ds, file),
         stack=str(ds.get("StackID") or ""),
@@ -180,7 +182,7 @@ def _frame(file: ImageFile, index: int, flat: _Flat) -> Frame:
         duration_s=_duration(ds),
         axis=flat.axis,
         placed=flat.placed,
-        counts=flat.counts and slope is None and intercept is None,
+        counts=counts,
     )
 
 
@@ -225,8 +227,6 @@ def _units(ds: Dataset, modality: str) -> str:
     if modality == "CT":
         stated = str(ds.get("RescaleType") or "HU")
         return stated if ds.get("RescaleIntercept") is not None and stated in ("HU", "HU_MOD") else "unknown"
-    if modality == "NM":
-        return "CNTS" if "RescaleSlope" not in ds else "arbitrary"
     return "arbitrary"
 
 

@@ -68,12 +68,15 @@ class Place:
         What the third axis counts.
     depth
         Place along it, from 0.
+    indices
+        Index in every vector, by its name.
     keys
-        Index in every vector that is not the third axis, by its name.
+        Those of them that are not the third axis.
     """
 
     axis: Axis
     depth: int
+    indices: dict[str, int]
     keys: dict[str, Any]
 
 
@@ -101,8 +104,9 @@ def places(ds: Dataset) -> Iterator[Place]:
     along = list(zip(*(indices[name] for name in kind.along), strict=True)) or [()] * count
     order = {place: depth for depth, place in enumerate(sorted(set(along)))}
     for frame, place in enumerate(along):
-        keys = {name: vector[frame] for name, vector in indices.items() if name not in kind.along}
-        yield Place(kind.axis, order[place] if kind.axis is not Axis.SPACE else place[0] - 1, keys)
+        here = {name: vector[frame] for name, vector in indices.items()}
+        keys = {name: index for name, index in here.items() if name not in kind.along}
+        yield Place(kind.axis, place[0] - 1 if kind.axis is Axis.SPACE else order[place], here, keys)
 
 
 def located(ds: Dataset, place: Place) -> tuple[Dataset, bool]:
@@ -122,7 +126,17 @@ def located(ds: Dataset, place: Place) -> tuple[Dataset, bool]:
     moved = np.array(corner or (0, 0, 0), dtype=float) + normal * place.depth * _step(flat, place.axis)
     flat.ImagePositionPatient = [float(x) for x in moved]
     flat.SliceThickness = abs(_step(flat, place.axis))
+    flat.ActualFrameDuration = _duration(ds, place)
     return flat, placed
+
+
+def _duration(ds: Dataset, place: Place) -> Any:
+    """Return how long the frame was acquired: it stands with its phase or rotation, or with the object."""
+    for vector, keyword in (("phase", "PhaseInformationSequence"), ("rotation", "RotationInformationSequence")):
+        items, number = ds.get(keyword) or (), place.indices[vector]
+        if 1 <= number <= len(items) and place.axis is not Axis.SPACE:
+            return items[number - 1].get("ActualFrameDuration")
+    return ds.get("ActualFrameDuration")
 
 
 def holds_counts(ds: Dataset) -> bool:

@@ -21,6 +21,7 @@ from n2s_med.volumes.dicom_derive import series_description, series_number
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
 from n2s_med.volumes.dicom_writer import source_frames
 from n2s_med.volumes.frames import Frame
+from n2s_med.volumes.nuclear import NM_CLASS
 from n2s_med.volumes.provenance import Provenance, one_line
 from n2s_med.volumes.quiet import quiet
 
@@ -80,8 +81,27 @@ def _headers(frames: Sequence[Frame], provenance: Provenance) -> list[Dataset]:
         if not ds.get("FrameOfReferenceUID"):
             ds.FrameOfReferenceUID = provenance.uid("frame of reference", ds.SOPInstanceUID)
             ds.PositionReferenceIndicator = ""
+        if ds.SOPClassUID == NM_CLASS:
+            _give_groups(ds, frames)
         headers.append(ds)
     return headers
+
+
+def _give_groups(ds: Dataset, frames: Sequence[Frame]) -> None:
+    """Say of each frame of nuclear medicine where it lies as enhanced files do; it has that with its detectors."""
+    shared, each = Dataset(), [Dataset() for _ in frames]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = _measures(frames[0]), _orientation(frames[0])
+    for groups, frame in zip(each, frames, strict=True):
+        groups.PlanePositionSequence = PlanePositionSequence("PATIENT", frame.position_mm)
+    ds.SharedFunctionalGroupsSequence, ds.PerFrameFunctionalGroupsSequence = [shared], each
+
+
+def _measures(frame: Frame) -> PixelMeasuresSequence:
+    return PixelMeasuresSequence(frame.spacing_mm, frame.thickness_mm)
+
+
+def _orientation(frame: Frame) -> PlaneOrientationSequence:
+    return PlaneOrientationSequence("PATIENT", frame.row_direction + frame.column_direction)
 
 
 def _parametric_map(
@@ -105,8 +125,8 @@ def _parametric_map(
     ds = ParametricMap(
         source_images=sources[:1] if "NumberOfFrames" in first else sources,
         pixel_array=planes,
-        pixel_measures=PixelMeasuresSequence(frames[0].spacing_mm, frames[0].thickness_mm),
-        plane_orientation=PlaneOrientationSequence("PATIENT", frames[0].row_direction + frames[0].column_direction),
+        pixel_measures=_measures(frames[0]),
+        plane_orientation=_orientation(frames[0]),
         plane_positions=[PlanePositionSequence("PATIENT", frame.position_mm) for frame in frames],
         series_instance_uid=provenance.uid("sd series", first.SeriesInstanceUID, first.SOPInstanceUID),
         series_number=series_number(first.get("SeriesNumber")) + _SD_SERIES_OFFSET,
