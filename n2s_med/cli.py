@@ -143,29 +143,10 @@ def _train_base(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
-    from n2s_med.volumes import read
+    from n2s_med.jobs.inspect import inspect, table
 
-    contents = read(arguments.input)
-    rows: list[dict[str, Any]] = [
-        {
-            "scan": volume.meta["label"],
-            "modality": volume.meta["modality"],
-            "shape": list(volume.shape),
-            "spacing_mm": [round(s, 4) for s in volume.meta["spacing_mm"]],
-            "units": volume.meta["units"],
-            "verdict": "will be denoised",
-        }
-        for volume in contents.volumes
-    ]
-    rows += [{"scan": r.label, "path": str(r.path), "verdict": f"left out: {r.reason}"} for r in contents.refusals]
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        print(row["scan"])
-        for key, value in row.items():
-            if key != "scan":
-                print(f"  {key:<11}{value}")
+    found = inspect(arguments.input)
+    print(json.dumps([scan.figures() for scan in found], indent=2) if arguments.json else table(found))
     return 0
 
 

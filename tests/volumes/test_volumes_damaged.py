@@ -16,7 +16,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from made_scans import CT, PT, SECRETS, make_slice, pixels, save
+from made_nuclear import make_nuclear
+from made_scans import CT, MR, PT, SECRETS, make_enhanced, make_slice, pixels, save
 from pydicom.data import get_testdata_file
 
 from n2s_med.errors import InputError, N2SError
@@ -42,6 +43,14 @@ def dicom_deflated(folder: Path) -> Path:
     return folder / "seed"
 
 
+def enhanced(sop_class: str):
+    return lambda folder: make_enhanced(folder / "seed", sop_class, pixels((5, 8, 8)))
+
+
+def nuclear(kind: str):
+    return lambda folder: make_nuclear(folder / "seed", kind)
+
+
 def carried(name: str):
     return lambda folder: Path(get_testdata_file(name))  # noqa: ARG005
 
@@ -58,6 +67,10 @@ SEEDS = {
     "native": dicom_native,
     "pet": dicom_pet,
     "deflated": dicom_deflated,
+    "enhanced MR": enhanced(MR),
+    "enhanced PET": enhanced(PT),
+    "nuclear, projections": nuclear("GATED TOMO"),
+    "nuclear, slices": nuclear("RECON GATED TOMO"),
     "rle": carried("MR_small_RLE.dcm"),
     "big-endian": carried("MR_small_bigendian.dcm"),
     "implicit": carried("MR_small_implicit.dcm"),
@@ -69,10 +82,10 @@ SEEDS = {
 }
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+def mutated(content: bytes, rng: np.random.Generator, early: int = 1500) -> bytes:
     """Return ``content`` with a few bytes or words changed, a piece cut out or doubled, or its end gone."""
     data = bytearray(content)
-    header = min(len(data), 1500)  # most of what matters is said early
+    header = min(len(data), early)  # most of what matters is said early
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(0, header if rng.random() < 0.8 else len(data)))
         match rng.integers(0, 6):
@@ -122,9 +135,10 @@ def test_mutated_files_give_a_volume_or_an_error(tmp_path, kind):
     packed = seed.name.endswith(".gz")
     target = tmp_path / f"mutant{'.nii.gz' if packed else seed.suffix if 'nifti' in kind else ''}"
     rng = np.random.default_rng(list(SEEDS).index(kind))
+    early = 5000 if kind.startswith(("enhanced", "nuclear")) else 1500
     for index in range(COUNT):
         inside = packed and index % 2  # damage the packed bytes, or what they hold
-        changed = gzip.compress(mutated(gzip.decompress(content), rng)) if inside else mutated(content, rng)
+        changed = gzip.compress(mutated(gzip.decompress(content), rng)) if inside else mutated(content, rng, early)
         target.write_bytes(changed)
         try:
             try_to_use(target)

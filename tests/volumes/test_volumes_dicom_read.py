@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from n2s_med.errors import InputError, UnsupportedError
-from n2s_med.volumes import read, valid_mask
+from n2s_med.volumes import read, survey, valid_mask, write
 
 
 def reason(folder: Path) -> str:
@@ -345,6 +345,104 @@ def test_stacks_at_the_same_positions_become_one_volume_each(tmp_path, sop_class
     assert len(volume.meta["source"]) == 8
 
 
+def stacks_of(tmp_path: Path, sop_class: str, count: int, edit) -> Path:
+    """Write ``count`` stacks at the same positions; ``edit(ds, stack)`` tells them apart."""
+    for stack in range(count):
+
+        def each(ds, index, stack=stack):
+            ds.SOPInstanceUID = f"1.2.3.{stack}.{index}"
+            edit(ds, stack)
+
+        make_series(tmp_path / "in" / str(stack), sop_class, stored=pixels() + 100 * stack, edit=each)
+    return tmp_path / "in"
+
+
+def test_stacks_are_named_by_what_tells_them_apart(tmp_path):
+    def weighted(ds, stack):
+        ds.DiffusionBValue = [0.0, 1000.0, 1000.0][stack]
+        if stack:
+            ds.DiffusionGradientOrientation = [[], [1, 0, 0], [0, 1, 0]][stack]
+
+    (volume,) = read(stacks_of(tmp_path, MR, 3, weighted)).volumes
+    assert volume.meta["stacks"] == ("b-value 0", "b-value 1000", "b-value 1000")
+
+
+def test_dynamic_pet_says_how_long_each_frame_took(tmp_path):
+    def frame(ds, stack):
+        ds.FrameReferenceTime, ds.ActualFrameDuration = str(5000 + 10000 * stack), str([10_000, 60_000][stack])
+
+    (volume,) = read(stacks_of(tmp_path, PT, 2, frame)).volumes
+    assert volume.meta["durations_s"] == (10.0, 60.0)
+    assert volume.meta["stacks"] == ("frame reference time 5000", "frame reference time 15000")
+
+
+def test_gates_of_pet_are_volumes(tmp_path):
+    def gate(ds, stack):
+        ds.TriggerTime = str(100 * stack)
+
+    (volume,) = read(stacks_of(tmp_path, PT, 4, gate)).volumes
+    assert volume.shape == (4, 5, 6, 4)
+    assert volume.meta["stacks"][3] == "trigger time 300"
+
+
+def test_an_image_and_the_map_made_of_it_are_volumes_of_their_own(tmp_path):
+    def kinds(ds, stack):
+        ds.ImageType = ["DERIVED", "PRIMARY", ["M", "T2 MAP"][stack]]
+
+    volumes = read(stacks_of(tmp_path, MR, 2, kinds)).volumes
+    assert [volume.shape for volume in volumes] == [(1, 5, 6, 4)] * 2
+
+
+def test_magnitude_real_and_phase_of_two_echoes(tmp_path):
+    def parts(ds, stack):
+        ds.EchoTime = str(3 + stack % 2)
+        ds.ImageType = ["ORIGINAL", "PRIMARY", ["M", "REAL", "P"][stack // 2]]
+
+    contents = read(stacks_of(tmp_path, MR, 6, parts))
+    assert {volume.meta["component"]: volume.shape for volume in contents.volumes} == {
+        "magnitude": (2, 5, 6, 4),
+        "real": (2, 5, 6, 4),
+    }
+    assert all("phase" in refusal.reason for refusal in contents.refusals)
+
+
+def test_acquisitions_are_time_points_of_mr_and_never_of_ct(tmp_path):
+    def acquired(ds, stack):
+        ds.AcquisitionNumber = stack + 1
+
+    assert read(stacks_of(tmp_path / "mr", MR, 2, acquired)).volumes[0].shape == (2, 5, 6, 4)
+    assert "nothing tells the stacks apart" in reason(stacks_of(tmp_path / "ct", CT, 2, acquired))
+
+
+def ultrasound(ds, index):  # noqa: ARG001
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        del ds[keyword]
+    ds.SOPClassUID, ds.Modality = "1.2.840.10008.5.1.4.1.1.6.1", "US"
+    ds.ImageType = ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0001"]
+    put_pixels(ds, pixels((1, 6, 5), high=255, kind="u1")[0])
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 1, 3, 3
+    region.PhysicalDeltaX, region.PhysicalDeltaY = 0.02, 0.03
+    ds.SequenceOfUltrasoundRegions = [region]
+
+
+def test_grey_ultrasound_is_images_with_the_pixel_size_of_their_region(tmp_path, provenance):
+    first, second = read(make_series(tmp_path / "s", stored=pixels((2, 6, 5)), edit=ultrasound)).volumes
+    assert (first.shape, first.meta["modality"], first.meta["third_axis"]) == ((1, 5, 6, 1), "us", "none")
+    assert first.meta["spacing_mm"][:2] == pytest.approx((0.2, 0.3))
+    again = read(write(second, tmp_path / "out", provenance=provenance)).volumes[0]
+    np.testing.assert_array_equal(again, second)
+
+
+def test_ultrasound_without_a_scale_is_said(tmp_path):
+    def bare(ds, index):
+        ultrasound(ds, index)
+        del ds.SequenceOfUltrasoundRegions
+
+    (volume,) = read(make_series(tmp_path / "s", stored=pixels((1, 6, 5)), edit=bare)).volumes
+    assert "how large its pixels are" in volume.meta["notes"][0]
+
+
 def test_stacks_that_nothing_tells_apart_are_refused(tmp_path):
     assert "nothing tells the stacks apart" in reason(two_times(tmp_path, MR))
 
@@ -435,3 +533,15 @@ def test_missing_path_and_folder_without_images(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(InputError, match="neither NIfTI nor DICOM"):
         read(tmp_path / "text")
+
+
+def test_survey_finds_without_decoding_and_loads_one_by_one(tmp_path):
+    make_series(tmp_path / "good")
+    shutil.copy(get_testdata_file("MR_truncated.dcm"), tmp_path / "bad")
+    sources = {source.label: source for source in survey(tmp_path).sources}
+    assert sources.keys() == {"CT series 4, 4 slices of 5x6", "MR series 1, 1 slice of 64x64"}
+    good, bad = (sources[label] for label in sorted(sources))
+    assert good.path == tmp_path / "good"
+    assert good.load().shape == (1, 5, 6, 4)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        bad.load()
