@@ -202,11 +202,11 @@ class DenoiseJob:
             directory=self.tracking or Path(),
         )
         with tracker:
-            used = self._fitted(scans, model, modality, tracker)
+            used = self.fitted(scans, model, modality, tracker)
             trained = time.perf_counter()
-            parts = self._denoise(scans, used)
+            parts = self.denoise(scans, used)
             done = time.perf_counter()
-            result = self._write(
+            result = self.deliver(
                 scans,
                 parts,
                 target,
@@ -224,7 +224,7 @@ class DenoiseJob:
             tracker.artifact(result.report.with_suffix(".json"))
         return result
 
-    def _fitted(
+    def fitted(
         self, scans: Sequence[Scan], model: ScoreModel | None, modality: Modality | None, tracker: Tracker
     ) -> ScoreModel:
         """The model for a scan: the one given or the base weights, adapted to it; or a new one."""
@@ -244,7 +244,7 @@ class DenoiseJob:
             raise ConfigurationError("a new network without training", remedy="give it time with --seconds")
         return start.centred(scans[0].unit(0).centre)
 
-    def _denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
+    def denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
         """Every time point of a scan."""
         denoiser = Denoiser(model, scans[0].choice.noise, self.compute, self.options)
         parts: list[Denoised] = []
@@ -258,7 +258,7 @@ class DenoiseJob:
                 parts.append(denoiser(scan.y, scan.valid, show))
         return parts
 
-    def _write(
+    def deliver(
         self,
         scans: Sequence[Scan],
         parts: Sequence[Denoised],

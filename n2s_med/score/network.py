@@ -1,7 +1,7 @@
 """The AR-DAE UNet: from a volume of unit noise to the score of its density.
 
 A 3D (or 2D) UNet of average pooling and nearest upsampling, two convolutions a level. Any size of one voxel
-or more per axis passes: pooling rounds up and upsampling is cropped to its skip.
+or more per axis passes: pooling rounds up and upsampling takes the size of its skip.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ScoreUNet(nn.Module):
             ``R(v)`` of the same shape, per unit of ``v``.
         """
         if traits is None:
-            traits = v.new_zeros(len(v), 2 * self.spatial_dims)
+            traits = v.new_zeros(v.shape[0], 2 * self.spatial_dims)
         base = _smooth(v)
         detail = v - base
         shown = SOFT * torch.tanh(detail / SOFT), SOFT * torch.asinh((base - self.centre) / SOFT)
@@ -106,9 +106,7 @@ class ScoreUNet(nn.Module):
             x = block(x, traits)
             skips.append(x)
         for block, skip in zip(reversed(self.decoder), reversed(skips[:-1]), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            for axis, size in enumerate(skip.shape[2:], start=2):
-                x = x.narrow(axis, 0, size)
+            x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
             x = block(torch.cat((x, skip), dim=1))
         score: Tensor = self.head(x)
         return score

@@ -49,6 +49,10 @@ class ScoreOptimizer:
         """Differentiate the loss and update the network; ``step`` counts from zero."""
         self.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.update(step)
+
+    def update(self, step: int) -> None:
+        """Update the network by the gradients it holds; ``step`` counts from zero."""
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
