@@ -20,7 +20,7 @@ from n2s_med import pictures
 from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions, Denoiser, to_unit
-from n2s_med.errors import InputError, ModelError, NoiseLawError, OutputError
+from n2s_med.errors import InputError, ModelError, N2SError, NoiseLawError, OutputError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.score import ANY, OBJECTIVES, ScoreModel, ScoreUNet
@@ -283,6 +283,7 @@ class TrainJob:
     def _scans(self, modality: Modality, say: Say) -> list[Scan]:
         """Every usable scan of the modality, and a line for each that is not."""
         scans: list[Scan] = []
+        refused: list[N2SError] = []
         for path in self.inputs:
             contents = read(path)
             for refusal in contents.refusals:
@@ -295,7 +296,9 @@ class TrainJob:
                 try:
                     new = scans_of(volume, modality, self.noise)
                 except (InputError, NoiseLawError) as error:
-                    raise error.at(place_of(volume)) from error.__cause__
+                    refused.append(error.at(place_of(volume)))
+                    say(f"left out: {refused[-1]}")
+                    continue
                 if scans and new[0].spatial_dims != scans[0].spatial_dims:
                     say(f"left out: {label}: single slices and volumes do not train together")
                     continue
@@ -303,6 +306,8 @@ class TrainJob:
                 for warning in new[0].choice.warnings:
                     say(f"warning: {label}: {warning}")
                 scans += new
+        if not scans and len(refused) == 1:
+            raise refused[0]
         if not scans:
             raise InputError(f"no {modality.name} scan to train on was found", remedy="check the inputs and --modality")
         return scans

@@ -103,7 +103,7 @@ def test_a_model_of_another_objective_is_not_adapted(run: Run, scan: Path, tmp_p
     options = (*FAST, "--modality", "ct", "--steps", 2, "--model", tmp_path / "model")
     done = run("denoise", scan, tmp_path / "out.nii.gz", *options)
     assert done.code == 1
-    assert "adapt them with objective total-unit-noise" in done.err
+    assert "Adapt them with objective total-unit-noise" in done.err
     assert not (tmp_path / "out.nii.gz").exists()
 
 

@@ -119,6 +119,14 @@ def test_a_time_budget(run: Run, scan: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "card.json").read_text())["steps"] >= 12  # a check each
 
 
+def test_a_scan_without_noise_does_not_stop_the_others(run: Run, scan: Path, tmp_path: Path) -> None:
+    constant = nifti(tmp_path / "constant.nii", noisy() * 0)
+    done = train(run, tmp_path / "out", constant, scan, options=["--no-track"])
+    assert done.code == 0, done.err
+    assert f"left out: {constant}" in done.err
+    assert len(json.loads((tmp_path / "out" / "card.json").read_text())["data_sha256"]) == 1
+
+
 # -- what is there already -----------------------------------------------------------------------------
 
 
