@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -43,8 +43,14 @@ STEP_RANGE = (0.0, 1.05)
 """The step from SURE is kept within this range: far below one, the level does not hold, little is
 taken away and the figures say so; above one, more than the noise would be."""
 
-SD_SMOOTHING = 2
-"""Radius in voxels of the mean filter on the variance map, whose single values are noisy."""
+SD_NARROW, SD_WIDE = 2, 6
+"""Radii in voxels of the mean filters on the variance map, whose single values are noisy."""
+
+CURVE_BINS, CURVE_VOXELS = 6, 1000
+"""Bins of the variance's calibration, and voxels that each needs."""
+
+SD_MARGIN = SD_NARROW + 2 * SD_WIDE
+"""Voxels around a core whose variance its own depends on."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class DenoiseOptions:
     step
         Length of the step along the score; ``None`` takes it from SURE.
     sd_probes
-        Probes of the uncertainty map; 0 makes none.
+        Probes of the uncertainty map, an even number; 0 makes none.
     seed
         Seed of the probes.
     """
@@ -162,7 +168,7 @@ class Denoiser:
         admitted = self.noise.admits(y_flat)
         valid = admitted if valid is None else valid.reshape(shape) & admitted
         u = to_unit(y_flat, valid, self.noise)
-        figures = self._measure(u, valid)
+        figures, curve = self._measure(u, valid)
         x_hat = y_flat.clone()
         sd = torch.zeros_like(y_flat) if self.options.sd_probes else None
         plan = list(tiles(shape, tile_edges(shape, self._reach, self.options.tile_voxels)))
@@ -173,7 +179,7 @@ class Denoiser:
             estimate = self._estimate(local, y_flat[core], score_u)
             x_hat[core] = torch.where(keep, estimate, x_hat[core])
             if sd is not None:
-                variance = local.variance(estimate) * self._posterior_variance(u, core, figures.step)
+                variance = local.variance(estimate) * curve(self._posterior_variance(u, core, figures.step))
                 sd[core] = torch.where(keep, variance.sqrt(), 0.0)
             if progress:
                 progress(done, len(plan))
@@ -198,7 +204,7 @@ class Denoiser:
     @property
     def _reach(self) -> tuple[int, ...]:
         """Voxels around a core that its result depends on."""
-        margin = SD_SMOOTHING if self.options.sd_probes else 0
+        margin = SD_MARGIN if self.options.sd_probes else 0
         return tuple(halo + margin for halo in self._halo)
 
     def _network_score(self, v: Tensor) -> Tensor:
@@ -225,8 +231,8 @@ class Denoiser:
 
     # -- what Stein's identities tell ------------------------------------------------------------------
 
-    def _measure(self, u: Tensor, valid: Tensor) -> Figures:
-        """Step, posterior variance and risk, by one probe on a few patches that hold noise."""
+    def _measure(self, u: Tensor, valid: Tensor) -> tuple[Figures, Curve]:
+        """Step and risk, by one probe on a few patches that hold noise; and how the variance is calibrated."""
         generator = torch.Generator().manual_seed(self.options.seed)
         volume = UnitVolume(u, valid, self.noise, (1.0,) * u.ndim)
         sampler = PatchSampler([volume], edge=SURE_EDGE, held_out=0.0, seed=self.options.seed)
@@ -247,8 +253,16 @@ class Denoiser:
         def stepped(v: Tensor) -> Tensor:
             return step * g(v)
 
-        risk, variance = mean([risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)])
-        return Figures(step, best, risk / variance)
+        risks = [risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)]
+        risk, variance = mean(risks)
+        figures = Figures(step, best, risk / variance)
+        if not self.options.sd_probes:
+            return figures, Curve()
+        whole = [tuple(slice(0, n) for n in p.u.shape[2:]) for p in patches]
+        told = [self._posterior_variance(p.u[0, 0], box, step) for p, box in zip(patches, whole, strict=True)]
+        inside = torch.cat([p.weight.flatten() for p in patches]) > 0
+        error, scale = (torch.cat([r[k].flatten() for r in risks])[inside] for k in (0, 1))
+        return figures, Curve.fitted(torch.cat([t.flatten() for t in told])[inside], error, scale)
 
     def _flip_averaged(self, v: Tensor) -> Tensor:
         """``g`` of one whole patch (1, 1, spatial), averaged over flips."""
@@ -270,15 +284,16 @@ class Denoiser:
 
         Each probe ``L w`` times the response of ``x_hat`` to it has the posterior variance as its mean.
         """
-        outer = grown(core, u.shape, (SD_SMOOTHING,) * u.ndim)
-        total = torch.zeros(sizes(outer))
+        outer = grown(core, u.shape, (SD_MARGIN,) * u.ndim)
+        halves = torch.zeros(2, *sizes(outer))
         for index in range(self.options.sd_probes):
             ahead, behind = (
                 self._score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()]) for way in (1, -1)
             )
             probe = self._probe(u.shape, outer, index)
-            total += probe * (probe + step * (ahead - behind) / (2 * PROBE_STEP))
-        return mean_filter(total / self.options.sd_probes, SD_SMOOTHING)[within(core, outer)].clamp_min(0)
+            halves[index % 2] += probe * (probe + step * (ahead - behind) / (2 * PROBE_STEP))
+        halves *= 2 / self.options.sd_probes
+        return smoothed_variance(halves[0], halves[1])[within(core, outer)]
 
     def _shifted(self, u: Tensor, index: int, distance: float) -> Read:
         """``u`` moved along a probe."""
@@ -325,12 +340,86 @@ def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generat
     return noise.law.to_unit(noise.dequantised(filled, generator) if generator else filled).float()
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Calibration of the posterior variance: what it says against the risk that was measured where it says so.
+
+    Attributes
+    ----------
+    said, measured
+        Knots, rising; none leaves the variance as it is. Both in units of the noise variance.
+    """
+
+    said: Tensor = field(default_factory=lambda: torch.zeros(0))
+    measured: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @classmethod
+    def fitted(cls, said: Tensor, error: Tensor, scale: Tensor) -> Curve:
+        """Fit to voxels: the variance they are said to have, and :func:`risk_terms` of each.
+
+        Voxels are sorted by what is said and cut into bins; each bin is corrected by as much of its difference as
+        its standard error does not explain, and the curve is made to rise.
+        """
+        bins = min(CURVE_BINS, len(said) // CURVE_VOXELS)
+        if bins < 2:
+            return cls()
+        order = said.argsort()
+        knots, found = [], []
+        for part in order.tensor_split(bins):
+            mean, level = float(said[part].mean()), float(scale[part].mean())
+            difference = float(error[part].mean()) / level - mean
+            doubt = float(error[part].std()) / level / len(part) ** 0.5
+            kept = max(0.0, 1 - (doubt / difference) ** 2) if difference else 0.0
+            knots.append(mean)
+            found.append(max(mean + kept * difference, doubt / 4))
+        return cls(torch.tensor(knots), torch.tensor(rising(found)))
+
+    def __call__(self, variance: Tensor) -> Tensor:
+        """The calibrated variance; beyond the knots in proportion, below them as at the first."""
+        if not len(self.said):
+            return variance
+        index = torch.searchsorted(self.said, variance.contiguous()).clamp(1, len(self.said) - 1)
+        low, high = self.said[index - 1], self.said[index]
+        share = ((variance - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        between = self.measured[index - 1].lerp(self.measured[index], share)
+        return between * (variance / self.said[-1]).clamp_min(1) if self.said[-1] > 0 else between
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that does not fall, by pooling adjacent violators (isotonic regression)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            before, size = pools.pop()
+            mean, count = (before * size + mean * count) / (size + count), size + count
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
+
+
+def smoothed_variance(first: Tensor, second: Tensor) -> Tensor:
+    """A variance map from two noisy ones, each from its own probes.
+
+    Their narrow means differ by noise alone, so its size is known everywhere; where it is all there is, the wide mean
+    is taken, and where the map itself varies more, the narrow one (the local filter of Lee, IEEE PAMI 2 (1980) 165).
+    """
+    a, b = (mean_filter(half, SD_NARROW) for half in (first, second))
+    narrow = (a + b) / 2
+    wide = mean_filter(narrow, SD_WIDE)
+    noise = mean_filter(((a - b) / 2).square(), SD_WIDE)
+    varies = mean_filter((narrow - wide).square(), SD_WIDE)
+    share = (1 - noise / varies.clamp_min(1e-12)).clamp(0, 1)
+    return (wide + share * (narrow - wide)).clamp_min(0)
+
+
 def mean_filter(volume: Tensor, radius: int) -> Tensor:
     """Mean over a cube of ``2 radius + 1`` voxels; at the borders over the part inside."""
-    pool = F.avg_pool3d if volume.ndim == 3 else F.avg_pool2d
-    both = F.pad(torch.stack((volume, torch.ones_like(volume))), (radius, radius) * volume.ndim)
-    total, inside = pool(both[:, None], 2 * radius + 1, stride=1)[:, 0]
-    mean: Tensor = total / inside
+    both = torch.stack((volume, torch.ones_like(volume)))
+    for axis in range(1, both.ndim):
+        lines = both.movedim(axis, -1)
+        pooled = F.avg_pool1d(lines.reshape(1, -1, lines.shape[-1]), 2 * radius + 1, stride=1, padding=radius)
+        both = pooled.view(lines.shape).movedim(-1, axis)
+    mean: Tensor = both[0] / both[1]
     return mean
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, mean_filter, to_unit
+from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, mean_filter, rising, to_unit
 from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
@@ -126,7 +126,7 @@ def test_figures_do_not_depend_on_the_tiles() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 7, 5), (40, 3, 1), (2, 2, 2)], ids=str)
 def test_any_size(shape: tuple[int, ...]) -> None:
     y = normal(*shape)
-    result = denoiser(trained_like(), sd_probes=1)(y)
+    result = denoiser(trained_like(), sd_probes=2)(y)
     assert result.x_hat.shape == y.shape
     assert torch.isfinite(result.x_hat).all()
     assert result.sd is not None
@@ -147,7 +147,7 @@ def test_exact_score_gives_the_posterior_mean_and_sd(sigma: float) -> None:
     y = x + sigma * normal(40, 40, 40, seed=2)
     noise = ScanNoise(Gaussian(sigma), Correlation.white(3))
     model = analytic(KEEP - 1, about=10.0)
-    result = denoiser(model, noise, sd_probes=1, step=1.0)(y)
+    result = denoiser(model, noise, sd_probes=2, step=1.0)(y)
     torch.testing.assert_close(result.x_hat / sigma, 10 + KEEP * (y / sigma - 10), rtol=1e-3, atol=1e-3)
     assert result.sd is not None
     torch.testing.assert_close(result.sd / sigma, torch.full_like(y, math.sqrt(KEEP)), rtol=1e-2, atol=1e-3)
@@ -221,8 +221,8 @@ def test_formulas_agree_at_high_counts(law: NoiseModel, scale: float) -> None:
 def test_scaled_intensities_scale_the_result() -> None:
     y = torch.poisson(torch.full((14, 14, 14), 30.0), generator=seeded())
     model = analytic(-0.5, about=11.0)
-    one = denoiser(model, ScanNoise(Poisson(1.0), Correlation.white(3)), sd_probes=1)(y)
-    other = denoiser(model, ScanNoise(Poisson(40.0), Correlation.white(3)), sd_probes=1)(40 * y)
+    one = denoiser(model, ScanNoise(Poisson(1.0), Correlation.white(3)), sd_probes=2)(y)
+    other = denoiser(model, ScanNoise(Poisson(40.0), Correlation.white(3)), sd_probes=2)(40 * y)
     torch.testing.assert_close(other.x_hat, 40 * one.x_hat, rtol=1e-3, atol=1e-2)
     assert one.sd is not None
     assert other.sd is not None
@@ -235,10 +235,26 @@ def test_level_may_be_a_map(voxels: int) -> None:
     sigma = torch.linspace(0.5, 4, 44)[:, None, None].expand(44, 12, 12)
     y = sigma * (SIGNAL**2 + 1) ** 0.5 * normal(44, 12, 12)
     noise = ScanNoise(Gaussian(sigma), Correlation.white(3))
-    result = denoiser(analytic(KEEP - 1), noise, step=1.0, tile_voxels=voxels, sd_probes=1)(y)
+    result = denoiser(analytic(KEEP - 1), noise, step=1.0, tile_voxels=voxels, sd_probes=2)(y)
     torch.testing.assert_close(result.x_hat, KEEP * y, rtol=1e-4, atol=1e-4)
     assert result.sd is not None
     torch.testing.assert_close(result.sd, math.sqrt(KEEP) * sigma, rtol=1e-2, atol=0)
+
+
+def test_uncertainty_is_calibrated_where_the_network_errs() -> None:
+    """A network that smooths too much says it is certain; the risk that is measured says it is not."""
+    y = 0.5 * normal(60, 60, 40) + normal(60, 60, 40, seed=5)  # a signal of variance 1/4: the best slope keeps 1/5
+    result = denoiser(analytic(-0.95), step=1.0, sd_probes=4)(y)
+    assert result.sd is not None
+    true = (0.05**2 * 1.25 - 2 * 0.05 * 0.25 + 0.25) ** 0.5
+    assert float(result.sd.median()) == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"), [([1, 2, 3], [1, 2, 3]), ([3, 1, 2], [2, 2, 2]), ([1, 3, 2, 5], [1, 2.5, 2.5, 5]), ([], [])]
+)
+def test_rising(values: list[float], wanted: list[float]) -> None:
+    assert rising(values) == wanted
 
 
 # -- padding -------------------------------------------------------------------------------------------
@@ -250,7 +266,7 @@ def test_padding_comes_back_to_the_bit(filler: float) -> None:
     valid = torch.ones_like(y, dtype=torch.bool)
     valid[:5] = False
     padded = torch.where(valid, y, filler)
-    result = denoiser(trained_like(levels=2), sd_probes=1)(padded, valid)
+    result = denoiser(trained_like(levels=2), sd_probes=2)(padded, valid)
     assert torch.equal(result.x_hat[:5].view(torch.int32), padded[:5].view(torch.int32))
     assert torch.isfinite(result.x_hat[5:]).all()
     assert not torch.equal(result.x_hat[5:], y[5:])
@@ -289,7 +305,7 @@ def test_little_valid_in_a_large_field() -> None:
 def test_input_is_left_alone() -> None:
     y = normal(10, 10, 10)
     before = y.clone()
-    denoiser(analytic(-0.3), sd_probes=1)(y)
+    denoiser(analytic(-0.3), sd_probes=2)(y)
     assert torch.equal(y, before)
 
 
