@@ -74,18 +74,20 @@ class Column:
     law: NoiseModel
     correlation: Correlation
     quantum: float = 0.0
+    varies: bool = False
 
-    @property
-    def noise(self) -> ScanNoise:
-        """All there is to know of the noise."""
-        return ScanNoise(self.law, self.correlation, self.quantum)
+    def noise_of(self, x: Tensor) -> ScanNoise:
+        """All there is to know of the noise of a volume."""
+        law = _varying(x, self.law.parameters["sigma"]) if self.varies else self.law
+        return ScanNoise(law, self.correlation, self.quantum)
 
-    def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a noisy volume."""
-        if self.correlation.is_white:
-            return self.law.sample(x, generator)
-        white = torch.randn(x.shape, generator=generator)
-        return x + self.law.variance(x).sqrt() * self.correlation.color(white)
+
+def sample(x: Tensor, noise: ScanNoise, generator: torch.Generator) -> Tensor:
+    """Draw a noisy volume."""
+    if noise.correlation.is_white:
+        return noise.law.sample(x, generator)
+    white = torch.randn(x.shape, generator=generator)
+    return x + noise.law.variance(x).sqrt() * noise.correlation.color(white)
 
 
 def _gaussian_kernel() -> Correlation:
@@ -93,9 +95,17 @@ def _gaussian_kernel() -> Correlation:
     return Correlation.from_kernel(torch.einsum("i,j,k->ijk", line, line, line))
 
 
+def _varying(x: Tensor, sigma: float) -> Gaussian:
+    """Noise that grows from 0.5 ``sigma`` in the middle to 1.5 at the sides, as in parallel MR."""
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in x.shape[:2]), indexing="ij")
+    distance = torch.stack(axes).square().sum(0) / 2
+    return Gaussian((sigma * (0.5 + distance))[..., None].expand(x.shape))
+
+
 WHITE = Correlation.white()
 COLUMNS: Mapping[str, Column] = MappingProxyType(
     {
+        "g10": Column("G σ=10", Gaussian(10 / 255), WHITE),
         "g25": Column("G σ=25", Gaussian(25 / 255), WHITE),
         "g50": Column("G σ=50", Gaussian(50 / 255), WHITE),
         "p01": Column("Poisson .01", Poisson(0.01), WHITE, 0.01),
@@ -103,6 +113,7 @@ COLUMNS: Mapping[str, Column] = MappingProxyType(
         "k100": Column("Gamma 100", Gamma(100.0), WHITE),
         "k50": Column("Gamma 50", Gamma(50.0), WHITE),
         "c25": Column("correlated 25", Gaussian(25 / 255), _gaussian_kernel()),
+        "v25": Column("varying 25", Gaussian(25 / 255), WHITE, varies=True),
     }
 )
 
@@ -146,5 +157,5 @@ class Scan:
 def scan_of(volume: Volume, column: str, seed: int) -> Scan:
     """The noisy volume of one column and seed, with its truth."""
     generator = torch.Generator().manual_seed(1_000_003 * seed + zlib.crc32(column.encode()))
-    kind = COLUMNS[column]
-    return Scan(kind.sample(volume.x, generator), kind.noise, volume.spacing_mm, seed, volume.x)
+    noise = COLUMNS[column].noise_of(volume.x)
+    return Scan(sample(volume.x, noise, generator), noise, volume.spacing_mm, seed, volume.x)

@@ -33,7 +33,8 @@ from torch import Tensor
 import n2s_med
 from n2s_med.compute import Compute, set_threads
 from n2s_med.errors import N2SError
-from n2s_med.training import TrainingConfig
+from n2s_med.score import base_model
+from n2s_med.training import ADAPTATION, TrainingConfig
 
 TRAINS = ("noise", "score", "training")
 """Folders of the package on which a trained arm's result depends."""
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--columns", nargs="+", choices=tuple(COLUMNS), default=list(COLUMNS), metavar="COLUMN", help="of %(choices)s")
     add("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), metavar="ARM", help="of %(choices)s")
     add("--steps", type=int, default=600, help="training steps of every network (default %(default)s)")
+    add("--adapt-steps", type=int, default=800, help="steps that adapt the base weights (default %(default)s)")
     add("--seeds", type=int, default=3, help="seeds of noise and training (default %(default)s)")
     add("--classical-seeds", type=int, help="seeds of the arms that do not train (default: --seeds)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="training keys of the networks")
@@ -77,7 +79,10 @@ def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     set_threads(options.threads)
     overrides = dict(pair.split("=", 1) for pair in options.set)
-    settings = Settings(TrainingConfig.from_mapping({**overrides, "steps": options.steps}), Compute.choose())
+    adaptation = replace(ADAPTATION, steps=options.adapt_steps)
+    settings = Settings(
+        TrainingConfig.from_mapping({**overrides, "steps": options.steps}), adaptation, Compute.choose()
+    )
     code_hash()  # of what is loaded now, whatever happens to the files during the run
     cache = Cache(options.cache)
     records = []
@@ -85,7 +90,7 @@ def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
         for seed in range(options.seeds):
             for column in options.columns:
                 for arm in options.arms:
-                    if ARMS[arm].trains or seed < (options.classical_seeds or options.seeds):
+                    if ARMS[arm].learns or seed < (options.classical_seeds or options.seeds):
                         record = _result(volume, column, arm, seed, settings, cache, options.cached_only)
                         records += [record] if record else []
             if records:
@@ -103,7 +108,10 @@ def _result(
     volume: Volume, column: str, arm: str, seed: int, settings: Settings, cache: Cache, cached_only: bool
 ) -> Record | None:
     """One cell's record of one seed, from the cache or made now."""
-    training = asdict(replace(settings.config, seed=seed)) if ARMS[arm].trains else {}
+    given = settings.adaptation if ARMS[arm].adapts else settings.config
+    training = asdict(replace(given, seed=seed)) if ARMS[arm].learns else {}
+    if ARMS[arm].adapts:
+        training["base"] = base_model(volume.x.ndim).hash[:10]
     key: dict[str, Any] = {
         "volume": volume.name,
         "shape": list(volume.x.shape),
@@ -111,7 +119,7 @@ def _result(
         "arm": arm,
         "seed": seed,
         "training": {**training, "channels": list(training["channels"])} if training else {},
-        "code": code_hash() if ARMS[arm].trains else "",
+        "code": code_hash() if ARMS[arm].learns else "",
     }
     kept = cache.get(**key)
     if kept or cached_only:
@@ -182,8 +190,9 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         column is white noise convolved with {kernel}: correlation {here:.2f} between neighbours along an axis,
         {diagonal:.2f} along the diagonal of a face, {two:.2f} two voxels apart. The brain phantom is rougher than
         real scans, and so harder.""",
-        f"""Every network is the same 3D UNet {channels}, trained on this one volume for {config.steps} steps of
-        {config.patches} patches of {config.patch}³, each passed once (by MC-SURE twice), and averages eight flips.
+        f"""Every network is the same 3D UNet {channels} and averages eight flips. New ones are trained on this one
+        volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once (by MC-SURE
+        twice); base weights are adapted in {settings.adaptation.steps} steps.
         The clean volume is used for
         scoring, by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other
         arms are not given it. Times are CPU times. Code {code_hash()}.""",

@@ -19,8 +19,12 @@ Record = Mapping[str, Any]
 KEY = ("volume", "shape", "column", "arm", "seed", "training", "code")
 """What a record is told apart by."""
 
-REFERENCES = ("supervised", "bm4d", "n2v", "paper")
-"""Arms that ours are held against in rows of their own."""
+PAIRS = (
+    *(("ours", other) for other in ("supervised", "bm4d", "n2v", "paper")),
+    *(("adapted", other) for other in ("twin", "bm4d")),
+    ("adapted-blind", "bm4d"),
+)
+"""Arms of ours, and the arms that each is held against in a row of its own."""
 
 
 class Cache:
@@ -138,21 +142,25 @@ def _times(records: Sequence[Record]) -> dict[str, str]:
 def _comparison(records: Sequence[Record]) -> list[str]:
     """Rows of ours minus each reference, over the seeds that both have."""
     columns = _present("column", COLUMNS, records)
-    references = [a for a in REFERENCES if any(r["arm"] == a for r in records)]
-    if not references or not any(r["arm"] == "ours" for r in records):
+    known = {r["arm"] for r in records}
+    rows = [
+        [f"{ARMS[a].title} − {ARMS[b].title}", *(_gap(records, a, b, c) for c in columns)]
+        for a, b in PAIRS
+        if {a, b} <= known
+    ]
+    if not rows:
         return []
-    rows = [[f"ours − {ARMS[a].title}", *(_gap(records, a, c) for c in columns)] for a in references]
     return [
         "Ours against the others (dB, mean over the seeds that both have):",
         _grid(["", *(COLUMNS[c].title for c in columns)], rows),
     ]
 
 
-def _gap(records: Sequence[Record], reference: str, column: str) -> str:
+def _gap(records: Sequence[Record], arm: str, reference: str, column: str) -> str:
     def by_seed(arm: str) -> dict[int, float]:
         return {r["seed"]: r["psnr"] for r in records if r["arm"] == arm and r["column"] == column}
 
-    ours, others = by_seed("ours"), by_seed(reference)
+    ours, others = by_seed(arm), by_seed(reference)
     gaps = [ours[s] - others[s] for s in ours.keys() & others.keys()]
     return f"{statistics.fmean(gaps):+.2f}" if gaps else "–"
 

@@ -82,7 +82,7 @@ def test_it_compares_resumes_and_writes_its_tables(
 @pytest.mark.parametrize("arm", ["gaussian", "bm4d", "supervised", "n2n", "mcsure", "n2v", "paper", "blind"])
 def test_every_other_arm_gives_a_finite_volume(quality: ModuleType, clean: Path, arm: str) -> None:
     volume = quality.from_file(clean)
-    settings = quality.Settings(quality.TrainingConfig(steps=2), quality.Compute.choose())
+    settings = quality.Settings(quality.TrainingConfig(steps=2), quality.ADAPTATION, quality.Compute.choose())
     scan = quality.scan_of(volume, "c25" if arm == "bm4d" else "k50", 0)
     known = scan if quality.ARMS[arm].truth else quality._without_truth(scan)
     x_hat = quality.ARMS[arm].run(known, settings).x_hat

@@ -7,9 +7,9 @@ from types import MappingProxyType
 
 from arms.base import Arm, Result, Settings
 from arms.classical import best_gaussian_filter, bm4d, noisy, non_local_means
-from arms.ours import ours, ours_blind
+from arms.ours import adapted, adapted_blind, base, ours, ours_blind
 from arms.published import published
-from arms.twins import mc_sure, noise2noise, noise2void, supervised
+from arms.twins import mc_sure, noise2noise, noise2void, supervised, supervised_adapted
 
 __all__ = ["ARMS", "Arm", "Result", "Settings"]
 
@@ -26,5 +26,9 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "paper": Arm("AR-DAE, the paper's recipe", published, trains=True),
         "ours": Arm("ours", ours, trains=True),
         "blind": Arm("ours, blind level", ours_blind, trains=True),
+        "twin": Arm("base weights, adapted to the clean volume", supervised_adapted, truth=True, adapts=True),
+        "base": Arm("base weights as they are", base, adapts=True),
+        "adapted": Arm("base weights, adapted", adapted, adapts=True),
+        "adapted-blind": Arm("base weights, adapted, blind level", adapted_blind, adapts=True),
     }
 )

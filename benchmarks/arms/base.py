@@ -22,12 +22,15 @@ class Settings:
     Attributes
     ----------
     config
-        Training of the networks; the seed is the scan's.
+        Training of new networks; the seed is the scan's.
+    adaptation
+        Training of those that start from the base weights.
     compute
         Device and number type.
     """
 
     config: TrainingConfig
+    adaptation: TrainingConfig
     compute: Compute
 
 
@@ -52,13 +55,21 @@ class Arm:
     truth
         Whether it is given the clean volume (oracle and supervised arms).
     trains
-        Whether it trains a network, so that steps and training keys matter.
+        Whether it trains a new network, so that steps and training keys matter.
+    adapts
+        Whether it starts from the base weights.
     """
 
     title: str
     run: Callable[[Scan, Settings], Result]
     truth: bool = False
     trains: bool = False
+    adapts: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether a network is trained at all."""
+        return self.trains or self.adapts
 
 
 @torch.no_grad()

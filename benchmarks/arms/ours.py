@@ -1,4 +1,4 @@
-"""n2s-med itself, trained on the one noisy scan; never near a clean volume."""
+"""n2s-med itself: trained or adapted on the one noisy scan; never near a clean volume."""
 
 from __future__ import annotations
 
@@ -11,42 +11,70 @@ from arms.base import Result, Settings
 from n2s_med.denoise import Denoiser
 from n2s_med.noise.estimate import estimate
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.score import ScoreModel
-from n2s_med.training import PatchSampler, Trainer, UnitVolume
+from n2s_med.score import ScoreModel, base_model
+from n2s_med.training import PatchSampler, Trainer, TrainingConfig, UnitVolume
 
 
 def ours(scan: Scan, settings: Settings) -> Result:
-    """Told the law, its level and the correlation."""
-    return _denoised(scan, scan.noise, settings)
+    """A new network, told the law, its level and the correlation."""
+    return _trained(scan, scan.noise, settings.config, None, settings)
 
 
 def ours_blind(scan: Scan, settings: Settings) -> Result:
-    """Told the law's name alone."""
+    """A new network, told the law's name alone."""
+    noise, found = _found(scan)
+    return _with(_trained(scan, noise, settings.config, None, settings), found)
+
+
+def base(scan: Scan, settings: Settings) -> Result:
+    """The base weights as they are."""
+    model = base_model(scan.y.ndim).centred(_unit(scan, scan.noise).centre)
+    return _denoised(scan, scan.noise, model, settings)
+
+
+def adapted(scan: Scan, settings: Settings) -> Result:
+    """The base weights adapted to the scan, told the law, its level and the correlation."""
+    return _trained(scan, scan.noise, settings.adaptation, base_model(scan.y.ndim), settings)
+
+
+def adapted_blind(scan: Scan, settings: Settings) -> Result:
+    """The base weights adapted to the scan, told the law's name alone."""
+    noise, found = _found(scan)
+    return _with(_trained(scan, noise, settings.adaptation, base_model(scan.y.ndim), settings), found)
+
+
+def _found(scan: Scan) -> tuple[ScanNoise, dict[str, float]]:
+    """The noise estimated from the scan, and how far off its level is."""
     law = scan.noise.law
     found = estimate(scan.y, scan.valid, scan.spacing_mm, law.name, seed=scan.seed)
-    result = _denoised(scan, found.noise, settings)
     (level,), (true,) = found.noise.law.parameters.values(), law.parameters.values()
     neighbour = max(found.neighbour_correlation)
-    return Result(result.x_hat, {**result.notes, "level": level / true, "neighbour_correlation": round(neighbour, 3)})
+    return found.noise, {"level": level / true, "neighbour_correlation": round(neighbour, 3)}
 
 
-def _denoised(scan: Scan, noise: ScanNoise, settings: Settings) -> Result:
-    """Train on the scan (counts dequantised), then denoise it."""
+def _with(result: Result, notes: dict[str, float]) -> Result:
+    return Result(result.x_hat, {**result.notes, **notes})
+
+
+def _unit(scan: Scan, noise: ScanNoise) -> UnitVolume:
+    """The scan in the unit-noise domain, counts dequantised."""
     generator = torch.Generator().manual_seed(scan.seed)
     u = noise.law.to_unit(noise.dequantised(scan.y, generator)).float()
-    config = replace(settings.config, seed=scan.seed)
-    volume = UnitVolume(u, noise.admits(scan.y), noise, scan.spacing_mm)
-    source = PatchSampler([volume], edge=config.patch, held_out=config.held_out, seed=config.seed)
-    trainer = Trainer(source, config, settings.compute)
-    network = trainer.run()
-    denoised = Denoiser(ScoreModel(network, trainer.objective.scale), noise, settings.compute)(scan.y)
+    return UnitVolume(u, noise.admits(scan.y), noise, scan.spacing_mm)
+
+
+def _trained(
+    scan: Scan, noise: ScanNoise, config: TrainingConfig, start: ScoreModel | None, settings: Settings
+) -> Result:
+    config = replace(config, seed=scan.seed)
+    source = PatchSampler([_unit(scan, noise)], edge=config.patch, held_out=config.held_out, seed=config.seed)
+    network = start.centred(source.centre).network if start else None
+    trainer = Trainer(source, config, settings.compute, network=network)
+    model = ScoreModel(trainer.run(), trainer.objective.scale)
+    return _with(_denoised(scan, noise, model, settings), {"held_out_sure": min(trainer.history.sure)})
+
+
+def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings) -> Result:
+    denoised = Denoiser(model, noise, settings.compute)(scan.y)
     figures = denoised.figures
-    return Result(
-        denoised.x_hat,
-        {
-            "risk": figures.risk,
-            "step": figures.step,
-            "step_sure": figures.step_sure,
-            "held_out_sure": min(trainer.history.sure),
-        },
-    )
+    return Result(denoised.x_hat, {"risk": figures.risk, "step": figures.step, "step_sure": figures.step_sure})

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from arms.base import Result, Settings, flip_averaged
 from n2s_med.noise import NoiseModel
-from n2s_med.score import ScoreUNet
+from n2s_med.score import ScoreModel, ScoreUNet, base_model
+from n2s_med.score.model import copy_state
 from n2s_med.score.patches import Patch
 from n2s_med.training import PatchSampler, Trainer, UnitVolume
+from n2s_med.training.trainer import Progress, no_progress
 
 Network = Callable[[Tensor], Tensor]
 Loss = Callable[[Network, Patch, torch.Generator], Tensor]
@@ -34,12 +36,23 @@ BLIND_RADIUS = 2
 class Twin(Trainer):
     """Our trainer with another loss."""
 
-    def __init__(self, scan: Scan, u: Tensor, settings: Settings, loss: Loss) -> None:
+    def __init__(self, scan: Scan, u: Tensor, settings: Settings, loss: Loss, start: ScoreModel | None) -> None:
         self.loss = loss
-        config = replace(settings.config, held_out=0.0, checks=1, ema=0.0, seed=scan.seed, seconds=1.0)
+        given = settings.adaptation if start else settings.config
+        config = replace(given, held_out=0.0, checks=1, ema=0.0, seed=scan.seed, seconds=1.0)
         volume = UnitVolume(u, scan.valid, scan.noise, scan.spacing_mm)
         source = PatchSampler([volume], edge=config.patch, held_out=0.0, seed=config.seed)
-        super().__init__(source, config, settings.compute)
+        super().__init__(source, config, settings.compute, network=start and start.centred(source.centre).network)
+
+    def run(self, progress: Progress = no_progress) -> ScoreUNet:
+        """Train, and keep the last weights."""
+        best = super().run(progress)
+        best.load_state_dict(self.last)
+        return best
+
+    def _check(self) -> None:
+        super()._check()
+        self.last = copy_state(self.network)
 
     def _loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
         return torch.stack([self._patch_loss(network, generator) for _ in range(self.config.patches)]).mean()
@@ -60,6 +73,11 @@ def supervised(scan: Scan, settings: Settings) -> Result:
     return _against(scan, expected_unit(scan.noise.law, scan.truth), settings)
 
 
+def supervised_adapted(scan: Scan, settings: Settings) -> Result:
+    """The base weights adapted to the clean volume itself: what the scan could teach at most."""
+    return _against(scan, expected_unit(scan.noise.law, scan.truth), settings, base_model(scan.y.ndim))
+
+
 def noise2noise(scan: Scan, settings: Settings) -> Result:
     """Learns a second scan with fresh noise (Lehtinen et al. 2018)."""
     law, correlation = scan.noise.law, scan.noise.correlation
@@ -71,7 +89,7 @@ def noise2noise(scan: Scan, settings: Settings) -> Result:
     return _against(scan, law.to_unit(second).float(), settings)
 
 
-def _against(scan: Scan, target: Tensor, settings: Settings) -> Result:
+def _against(scan: Scan, target: Tensor, settings: Settings, start: ScoreModel | None = None) -> Result:
     """Train to meet ``target``, of the shape of the scan."""
     target = target.contiguous()
 
@@ -79,7 +97,7 @@ def _against(scan: Scan, target: Tensor, settings: Settings) -> Result:
         wanted = torch.as_strided(target, patch.u.shape, patch.u.stride(), patch.u.storage_offset())
         return (patch.u + g(patch.u) - wanted).square()
 
-    return _trained(scan, settings, loss)
+    return _trained(scan, settings, loss, start)
 
 
 def mc_sure(scan: Scan, settings: Settings) -> Result:
@@ -119,10 +137,10 @@ def _stand_ins(u: Tensor, generator: torch.Generator) -> Tensor:
     return u[0, 0][tuple(index)][None, None]
 
 
-def _trained(scan: Scan, settings: Settings, loss: Loss) -> Result:
+def _trained(scan: Scan, settings: Settings, loss: Loss, start: ScoreModel | None = None) -> Result:
     law = scan.noise.law
     u = law.to_unit(scan.y).float().contiguous()
-    network = Twin(scan, u, settings, loss).run()
+    network = Twin(scan, u, settings, loss, start).run()
     return Result(
         law.mean_from_unit(scan.y, flip_averaged(network, u, scan.noise.correlation.traits, settings.compute))
     )
