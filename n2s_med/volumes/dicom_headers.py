@@ -6,6 +6,7 @@ Only these few values are kept; a header is read again when its pixels are.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,10 +46,10 @@ _TAGS = [
     "DetectorInformationSequence", "PhaseInformationSequence", "RotationInformationSequence",
     "SequenceOfUltrasoundRegions", *VECTORS.values(),
 ]  # fmt: skip
-_VENDORS = {  # beginning or part of Manufacturer, in capitals: name
-    "GE ": "GE", "GEMS": "GE", "SIEMENS": "Siemens", "PHILIPS": "Philips", "MARCONI": "Philips", "CTI": "Siemens",
+_VENDORS = {  # word or words of Manufacturer, in capitals: name
+    "GE": "GE", "GEMS": "GE", "SIEMENS": "Siemens", "PHILIPS": "Philips", "MARCONI": "Philips", "CTI": "Siemens",
     "TOSHIBA": "Canon", "CANON": "Canon", "UIH": "United Imaging", "UNITED IMAGING": "United Imaging",
-    "HITACHI": "Fujifilm", "FUJI": "Fujifilm", "BRUKER": "Bruker", "NEUSOFT": "Neusoft", "MEDISO": "Mediso",
+    "HITACHI": "Fujifilm", "FUJIFILM": "Fujifilm", "BRUKER": "Bruker", "NEUSOFT": "Neusoft", "MEDISO": "Mediso",
     "SPECTRUM DYNAMICS": "Spectrum Dynamics", "SAMSUNG": "Samsung", "MINDRAY": "Mindray", "ESAOTE": "Esaote",
 }  # fmt: skip
 _UNITS_OF_CODES = {"Bq/ml": "BQML", "{counts}": "CNTS", "{SUVbw}g/ml": "GML", "g/ml{SUVbw}": "GML"}
@@ -199,8 +200,8 @@ def _integer(ds: Dataset, keyword: str) -> int | None:
 
 
 def _vendor(ds: Dataset) -> str:
-    said = f"{ds.get('Manufacturer') or ''} ".upper()
-    return next((name for part, name in _VENDORS.items() if part in said), "other")
+    said = " ".join(re.findall(r"[A-Z]+", str(ds.get("Manufacturer") or "").upper()))
+    return next((name for words, name in _VENDORS.items() if re.search(rf"\b{words}\b", said)), "other")
 
 
 def _thickness(ds: Dataset) -> float:

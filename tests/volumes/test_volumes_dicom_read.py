@@ -545,3 +545,19 @@ def test_survey_finds_without_decoding_and_loads_one_by_one(tmp_path):
     assert good.load().shape == (1, 5, 6, 4)
     with pytest.raises(InputError, match="cannot be decoded"):
         bad.load()
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "vendor"),
+    [
+        ("GE MEDICAL SYSTEMS", "GE"),
+        ("Siemens HealthCare GmbH", "Siemens"),
+        ("FUJIFILM Corporation", "Fujifilm"),
+        ("IMAGE MEDICAL", "other"),
+        (SECRETS[3], "other"),
+        (None, "other"),
+    ],
+)
+def test_vendor_is_one_that_is_known(tmp_path, manufacturer, vendor):
+    folder = make_series(tmp_path / "s", edit=set_all(Manufacturer=manufacturer))
+    assert read(folder).volumes[0].meta["vendor"] == vendor

@@ -256,3 +256,25 @@ def test_derived_file_breaks_no_rule_that_its_source_keeps(tmp_path, provenance,
         return {line for line in done.stderr.splitlines() if line.startswith("Error")}
 
     assert errors(tmp_path / "out" / "00001.dcm") <= errors(path)
+
+
+def test_private_attributes_are_dropped_but_for_the_allowed(tmp_path, provenance):
+    def secret(frame, index):  # noqa: ARG001
+        frame.FrameContentSequence[0].private_block(0x2005, "ACME", create=True).add_new(1, "LO", "secret")
+
+    path = make_enhanced(tmp_path / "e", MR, pixels(), edit=secret)
+    ds = pydicom.dcmread(path)
+    ds.private_block(0x2005, "Philips MR Imaging DD 001", create=True).add_new(0x0E, "FL", 0.5)
+    ds.private_block(0x0009, "ACME", create=True).add_new(1, "LO", "secret")
+    ds.save_as(path)
+    out = written(the_one(path), tmp_path, provenance)
+    private = [element for element in out.iterall() if element.tag.is_private]
+    assert [str(element.value) for element in private] == ["Philips MR Imaging DD 001", "0.5"]
+
+
+def test_the_same_run_writes_the_same_uids(tmp_path, provenance):
+    volume = the_one(make_enhanced(tmp_path / "e", MR, pixels()))
+    first, second = (written(volume, tmp_path / name, provenance) for name in ("a", "b"))
+    assert (first.SOPInstanceUID, first.SeriesInstanceUID) == (second.SOPInstanceUID, second.SeriesInstanceUID)
+    other = Provenance("toy", "other", "poisson", {}, "0.1.0")
+    assert written(volume, tmp_path / "c", other).SOPInstanceUID != first.SOPInstanceUID
