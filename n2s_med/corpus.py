@@ -29,8 +29,8 @@ EDGE = 96
 """Edge of a generated volume, in voxels."""
 
 POOL = 12
-RENEW = 20
-"""Generated volumes at hand, and steps after which the oldest makes room for a new one."""
+RENEW = {2: 100, 3: 20}
+"""Generated volumes at hand, and steps after which the oldest makes room for a new one, by dimension of the patches."""
 
 REAL = 0.3
 """Share of the patches that real scans give, where there are any."""
@@ -129,7 +129,7 @@ class Corpus:
 
     def begin(self, step: int) -> None:
         """Bring the pool of generated volumes to where it is at this step."""
-        first = step // RENEW
+        first = step // RENEW[self.spatial_dims]
         kept = {number: signal for number, signal in self.generated.items() if first <= number < first + POOL}
         for number in range(first, first + POOL):
             if number not in kept:

@@ -53,7 +53,7 @@ def test_draws_depend_on_step_and_generator_alone() -> None:
     second.begin(45)
     assert torch.equal(first.draw(seeded()).u, second.draw(seeded()).u)
     before = second.draw(seeded()).u
-    second.begin(45 + 3 * corpus.RENEW)
+    second.begin(45 + 3 * corpus.RENEW[3])
     assert not torch.equal(second.draw(seeded()).u, before)
 
 

@@ -11,7 +11,7 @@ from job_scans import FAST, Run, nifti
 from n2s_med import corpus
 from n2s_med.score import ScoreModel
 
-CONFIG = Path(__file__).parents[2] / "configs" / "base.json"
+CONFIG = Path(__file__).parents[2] / "configs" / "base-3d.json"
 SMALL = ("--config", CONFIG, "--set", "channels=[4,8]", "--set", "patch=12", "--steps", 4)
 
 
