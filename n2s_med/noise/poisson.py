@@ -99,8 +99,8 @@ class Poisson(NoiseModel):
         return mean, variance.clamp_min(0)
 
     def to_unit(self, y: Tensor) -> Tensor:
-        """``2 sqrt(y/gain + 3/8)`` (Anscombe 1948)."""
-        return 2 * torch.sqrt(y / self.gain + ANSCOMBE)
+        """``2 sqrt(y/gain + 3/8)`` (Anscombe 1948); 0 from -3/8 of a count down, where rounding may lead."""
+        return 2 * torch.sqrt((y / self.gain + ANSCOMBE).clamp_min(0))
 
     def from_unit(self, u: Tensor) -> Tensor:
         """Invert :meth:`to_unit`."""

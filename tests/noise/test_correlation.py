@@ -226,6 +226,14 @@ def test_variance_counts_the_lattice_and_signed_values() -> None:
     close(plain.variance(torch.tensor([-5.0, 5.0])), torch.tensor([9.0, 9.0]))
 
 
+@pytest.mark.parametrize("gain", [0.05, 1.0, 7.3, 1234.567])
+def test_dequantised_counts_have_a_unit_value(gain: float) -> None:
+    """At any gain: three eighths below zero, where the unit-noise map ends, rounding must not lead beyond it."""
+    noise = ScanNoise(Poisson(gain), Correlation.white(1), quantum=gain)
+    u = noise.law.to_unit(noise.dequantised(torch.zeros(100_000), seeded()))
+    assert torch.isfinite(u).all()
+
+
 def test_dequantised_variance_is_that_of_the_sample() -> None:
     noise = ScanNoise(Poisson(1.0), Correlation.white(1), quantum=1.0)
     x = torch.full((200_000,), 20.0)
