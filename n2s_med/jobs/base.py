@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
@@ -90,12 +91,15 @@ class BaseJob:
             "scans_sha256": sorted(trained_on),
             "held_out_sha256": sorted(held_out),
             "attribution": self.attribution,
+            "spatial_dims": self.spatial_dims,
         }
         objective = OBJECTIVES[self.config.objective](self.config.sigma_a)
         model = ScoreModel(network, scale=objective.scale, card=card)
         model.save(file)
-        with whole(self.out / "card.json", overwrite=True) as partial:
-            partial.write_text(json.dumps({**card, "sha256": model.hash}, indent=2) + "\n", encoding="utf-8")
+        card["sha256"] = model.hash
+        for name, text in (("card.json", json.dumps(card, indent=2) + "\n"), ("MODEL_CARD.md", model_card(card))):
+            with whole(self.out / name, overwrite=True) as partial:
+                partial.write_text(text, encoding="utf-8")
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         return model
 
@@ -115,3 +119,32 @@ class BaseJob:
                     continue
                 signals[hashlib.sha256(y.contiguous().numpy().tobytes()).hexdigest()] = signal
         return signals
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """The card as a page, for whoever is handed the weights."""
+    config = card["config"]
+    passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
+    return f"""\
+# Base weights of n2s-med
+
+| | |
+|---|---|
+| network | score UNet, channels {"/".join(str(c) for c in config["channels"])}; sees noise of variance one |
+| weights | SHA-256 {card["sha256"]} |
+| trained on | {card["corpus"]} |
+| objective | {config["objective"]}, perturbation {config["sigma_a"]:g} noise SDs; no clean volume is shown |
+| noise | Gaussian, white or correlated, and counts; contrast of the volumes 6 to 250 noise SDs |
+| training | {card["steps_done"]:,} steps, {passed:,} patches of edge {config["patch"]}; seed {config["seed"]} |
+| hardware | {card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {minutes:.0f} min |
+| clean-free figure | {card["sure"]:.3f} noise variances left, by Stein's estimate on held-out noisy volumes |
+
+**Intended use.** Research: a start for denoising PET, CT, MR and ultrasound in the unit-noise domain, as it is or
+adapted to the scan at hand. Not for diagnosis.
+
+**Limits.** Anatomy and texture unlike those above, structure at the scale of one voxel and contrast below a few noise
+SDs are smoothed. Read the trust checks, the difference picture and the SD map of each result.
+
+**Data.** {card["attribution"] or "Generated volumes alone."} SHA-256 of every scan's values: `card.json`. Made again by
+`n2s-med train-base SCANS --config configs/base-{card["spatial_dims"]}d.json --dims {card["spatial_dims"]} --out DIR`.
+"""

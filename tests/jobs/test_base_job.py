@@ -33,6 +33,8 @@ def test_weights_and_their_card(run: Run, tmp_path: Path, dims: int) -> None:
     assert (model.scale, model.modality, model.law, model.network.spatial_dims) == (1.0, "any", "any", dims)
     assert card["sha256"] == model.hash
     assert card["attribution"] == "somewhere, CC BY"
+    page = (out / "MODEL_CARD.md").read_text()
+    assert all(words in page for words in (model.hash, "somewhere, CC BY", "Not for diagnosis", "4 steps, 16 patches"))
     assert len(card["scans_sha256"]) + len(card["held_out_sha256"]) == 1
     assert card["config"]["objective"] == "total-unit-noise"
     assert not (out / "checkpoint.pt").exists()
