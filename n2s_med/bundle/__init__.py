@@ -1,0 +1,93 @@
+"""What the MONAI bundles run: their configurations in ``bundles/`` name these classes and hold only options.
+
+::
+
+    LoadScand → EstimateNoised → TweedieInferer → SaveScand                        inference.json
+                               → ToPatchesd → DrawPerturbedd → ScoreInferer        train.json, the patches
+                                            → HeldOutd → RiskInferer               train.json, the clean-free figure
+                               → TweedieInferer → MeasureScand                     evaluate.json
+
+A volume carries its noise in its ``meta``, so the inferer needs nothing but the image and the network, as MONAI's
+consumers call it. It denoises by the steps of :class:`n2s_med.jobs.denoise.DenoiseJob`: bundle and command line give
+the same values.
+"""
+
+from n2s_med.bundle.check import check_config
+from n2s_med.bundle.data import scan_dataset, scan_items
+from n2s_med.bundle.engine import (
+    Averaged,
+    AveragingHandler,
+    Best,
+    BestHandler,
+    CheckpointHandler,
+    EpochOptimizer,
+    FigureMean,
+    FiguresSaver,
+    HeldOutRisk,
+    PerturbationLoss,
+    ResumeHandler,
+    is_lower,
+    join_processes,
+    local_device,
+    one_scan,
+    only,
+    part_processes,
+    perturbed_batch,
+    rank,
+    run_name,
+)
+from n2s_med.bundle.inferers import RiskInferer, ScoreInferer, TweedieInferer, denoising
+from n2s_med.bundle.network import DenoisingNetwork, best_file, score_network, weights_of
+from n2s_med.bundle.track import TrackingHandler, close
+from n2s_med.bundle.transforms import (
+    DrawPerturbedd,
+    EstimateNoised,
+    HeldOutd,
+    LoadScand,
+    MeasureScand,
+    SaveScand,
+    ToPatchesd,
+)
+
+__all__ = [
+    "Averaged",
+    "AveragingHandler",
+    "Best",
+    "BestHandler",
+    "CheckpointHandler",
+    "DenoisingNetwork",
+    "DrawPerturbedd",
+    "EpochOptimizer",
+    "EstimateNoised",
+    "FigureMean",
+    "FiguresSaver",
+    "HeldOutRisk",
+    "HeldOutd",
+    "LoadScand",
+    "MeasureScand",
+    "PerturbationLoss",
+    "ResumeHandler",
+    "RiskInferer",
+    "SaveScand",
+    "ScoreInferer",
+    "ToPatchesd",
+    "TrackingHandler",
+    "TweedieInferer",
+    "best_file",
+    "check_config",
+    "close",
+    "denoising",
+    "is_lower",
+    "join_processes",
+    "local_device",
+    "one_scan",
+    "only",
+    "part_processes",
+    "perturbed_batch",
+    "rank",
+    "run_name",
+    "scan_dataset",
+    "scan_items",
+    "score_network",
+    "weights_of",
+]

@@ -1,0 +1,210 @@
+"""MONAI inferers: the Tweedie step for scans, and what training and its clean-free figure need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from n2s_med.bundle.engine import unwrapped
+from n2s_med.bundle.transforms import OUTCOME, Outcome, scans_with_noise
+from n2s_med.compute import Compute, PrecisionName
+from n2s_med.denoise import DenoiseOptions
+from n2s_med.errors import ModelError
+from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
+from n2s_med.modalities import modality_named
+from n2s_med.score import ScoreModel, ScoreUNet
+from n2s_med.score.patches import HeldOut
+from n2s_med.score.stein import risk_terms
+from n2s_med.tracking import open_tracker
+from n2s_med.training import ADAPTATION, TrainingConfig
+
+
+def denoising(
+    modality: str,
+    output_dir: str,
+    *,
+    ckpt_path: str | None = None,
+    adaptation: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    precision: PrecisionName = "auto",
+    flips: bool = True,
+    formula: Literal["mean", "published"] = "mean",
+    tile_voxels: int = 4_000_000,
+    sd_map: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> DenoiseJob:
+    """Return how a bundle denoises and writes, as the job of ``n2s-med denoise``.
+
+    Parameters
+    ----------
+    modality
+        Modality of the bundle.
+    output_dir
+        Folder for the results.
+    ckpt_path
+        Weights, for the record that goes with the results.
+    adaptation
+        Training keys of the adaptation to each scan; ``None`` takes the network as it is, ``{}`` the default.
+    device, precision
+        As for :meth:`n2s_med.compute.Compute.choose`.
+    flips, formula, tile_voxels, seed
+        As for :class:`n2s_med.denoise.DenoiseOptions`.
+    sd_map
+        Write the standard deviation of each voxel too.
+    overwrite
+        Replace results that exist.
+    """
+    return DenoiseJob(
+        source=Path(),
+        output=Path(output_dir),
+        model=Path(ckpt_path) if ckpt_path else None,
+        modality=modality_named(modality).name,
+        config=None if adaptation is None else TrainingConfig.from_mapping(adaptation, ADAPTATION),
+        options=DenoiseOptions(flips, formula, tile_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed),
+        compute=Compute.choose(str(device), precision),
+        overwrite=overwrite,
+        quiet=True,
+    )
+
+
+class TweedieInferer(Inferer):  # type: ignore[misc]
+    """From a noisy volume and a score network to the denoised volume.
+
+    Parameters
+    ----------
+    job
+        What :func:`denoising` gives.
+    """
+
+    def __init__(self, job: DenoiseJob) -> None:
+        super().__init__()
+        self.job = job
+
+    def __call__(self, inputs: MetaTensor, network: nn.Module, *_: Any, **__: Any) -> MetaTensor:
+        """Denoise.
+
+        Parameters
+        ----------
+        inputs
+            One volume (1, C, X, Y, Z) in its physical units, its noise in its ``meta``.
+        network
+            A :class:`~n2s_med.score.ScoreUNet`.
+
+        Returns
+        -------
+        MetaTensor
+            The denoised volume, same shape, units and grid; its ``meta`` holds the :class:`Outcome`.
+
+        Raises
+        ------
+        InputError
+            If the volume does not tell its noise, or shows none.
+        ModelError
+            If the network is no score network, or of another dimension.
+        """
+        score = _score_network(network)
+        scans = scans_with_noise(inputs[0])
+        began = time.perf_counter()
+        with torch.enable_grad(), open_tracker(False, experiment="", run_name="", directory=Path()) as tracker:
+            model = self.job.fitted(scans, ScoreModel(score), modality_named(str(self.job.modality)), tracker)
+        fitted = time.perf_counter()
+        parts = self.job.denoise(scans, model)
+        times = {"training_time_s": fitted - began, "denoising_time_s": time.perf_counter() - fitted}
+        denoised = torch.stack([part.x_hat for part in parts])[None].to(inputs.device)
+        return MetaTensor(
+            denoised, affine=inputs.affine, meta={**inputs.meta, OUTCOME: Outcome(scans, parts, model, times)}
+        )
+
+
+def _score_network(network: nn.Module) -> ScoreUNet:
+    """The score network itself, of one that DDP may wrap."""
+    inner = unwrapped(network)
+    if not isinstance(inner, ScoreUNet):
+        raise ModelError(
+            f"the Tweedie step needs a ScoreUNet, got {type(inner).__name__}",
+            remedy="use models/model.pt; exported networks hold no halo and no correlation",
+        )
+    return inner
+
+
+class ScoreInferer(Inferer):  # type: ignore[misc]
+    """One pass of the network over a batch of patches, in the number type of choice.
+
+    Parameters
+    ----------
+    device, precision
+        As for :meth:`n2s_med.compute.Compute.choose`.
+    """
+
+    def __init__(self, device: str | torch.device = "auto", precision: PrecisionName = "auto") -> None:
+        super().__init__()
+        self.compute = Compute.choose(str(device), precision)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the network's scores (N, 1, spatial) in float32.
+
+        Parameters
+        ----------
+        inputs
+            Unit-noise patches (N, 1, spatial).
+        network
+            The score network.
+        args, kwargs
+            The noise's traits (N, 4 or 6), and whatever else the network takes.
+        """
+        with self.compute.autocast():
+            scores = network(self.compute.place(inputs), *args, **kwargs)
+        return scores.float()
+
+
+class RiskInferer(Inferer):  # type: ignore[misc]
+    """The clean-free figure of held-out blocks: Stein's unbiased risk estimate, summed.
+
+    Parameters
+    ----------
+    device, precision
+        As for :meth:`n2s_med.compute.Compute.choose`.
+    seed
+        Seed of the probes: the same at every check, so that checks compare.
+    """
+
+    def __init__(self, device: str | torch.device = "auto", precision: PrecisionName = "auto", seed: int = 0) -> None:
+        super().__init__()
+        self.score, self.seed = ScoreInferer(device, precision), seed
+
+    def __call__(self, inputs: Mapping[str, Any], network: Callable[..., Tensor], *_: Any, **__: Any) -> Tensor:
+        """Return the summed squared error and noise variance, in one unit, shape (2,).
+
+        Parameters
+        ----------
+        inputs
+            ``blocks`` and ``centre``, as :class:`~n2s_med.bundle.HeldOutd` gives them.
+        network
+            The score network.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        blocks: Sequence[HeldOut] = inputs["blocks"]
+        sums = [self._risk(block, inputs["centre"], network, generator) for block in blocks]
+        return torch.stack(sums).sum(0) if sums else torch.zeros(2)
+
+    def _risk(
+        self, block: HeldOut, centre: float, network: Callable[..., Tensor], generator: torch.Generator
+    ) -> Tensor:
+        traits = block.noise.correlation.traits[None].to(self.score.compute.device)
+
+        def g(v: Tensor) -> Tensor:
+            return self.score(v - centre, network, traits).cpu()
+
+        white = torch.randn(block.u.shape, generator=generator)
+        with torch.no_grad():
+            error, variance = risk_terms(g, block.u, block.noise, white)
+        unit = variance.mean()
+        return torch.stack([(term[block.inside] / unit).sum() for term in (error, variance)])

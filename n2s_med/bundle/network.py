@@ -1,0 +1,167 @@
+"""The network of a bundle: with which weights it starts, and in the form that other runtimes take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import n2s_med
+from n2s_med.errors import ModelError
+from n2s_med.noise import NoiseModel
+from n2s_med.score import ScoreModel, ScoreUNet, base_model
+from n2s_med.score.model import load_tensors, save_tensors
+
+PACKAGED = Path(n2s_med.__file__).parent / "weights"
+"""Folder of the base weights that come with the package."""
+
+
+def weights_of(bundle_root: str, spatial_dims: int = 3) -> str:
+    """The weights that a bundle works with: its own, else the base weights of the package.
+
+    Parameters
+    ----------
+    bundle_root
+        Folder of the bundle; its weights are ``models/model.pt``, or ``models/model_2d.pt`` and ``model_3d.pt`` for
+        the dimension that this one does not hold.
+    spatial_dims
+        2 or 3.
+    """
+    own = best_file(f"{bundle_root}/models", spatial_dims)
+    return own if Path(own).is_file() else str(PACKAGED / f"base-{spatial_dims}d" / "model.pt")
+
+
+def best_file(ckpt_dir: str, spatial_dims: int = 3) -> str:
+    """The file for a bundle's weights of one dimension, whether it is there or not; see :func:`weights_of`."""
+    usual = Path(ckpt_dir) / "model.pt"
+    taken = usual.is_file() and _dims_of(usual) != spatial_dims
+    return str(usual.with_name(f"model_{spatial_dims}d.pt") if taken else usual)
+
+
+def _dims_of(file: Path) -> int:
+    """Dimensions of a network, from its first convolution."""
+    state = _state_of(file)
+    return state["head.weight"].ndim - 2 if "head.weight" in state else 0
+
+
+def _state_of(file: Path) -> dict[str, Tensor]:
+    """The weights in a file: those alone, as MONAI saves them, or a model of ``n2s-med train``."""
+    saved = load_tensors(file)
+    if "state" not in saved:
+        return saved
+    model = ScoreModel.load(file)
+    if model.scale != 1:
+        raise ModelError(
+            "the model was trained under an objective whose output needs a factor",
+            remedy="train it with --set objective=total-unit-noise, or use it with n2s-med denoise --model",
+            path=file,
+        )
+    return dict(model.network.state_dict())
+
+
+def network_keys(bundle: Path) -> dict[str, Any]:
+    """``spatial_dims`` and ``channels`` of a bundle's network.
+
+    Raises
+    ------
+    ModelError
+        If the folder is no bundle.
+    """
+    file = bundle / "configs" / "inference.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {"spatial_dims": int(content["spatial_dims"]), "channels": tuple(content["channels"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError("no bundle of n2s-med", remedy="give a folder of bundles/", path=bundle) from error
+
+
+def place_base_weights(bundle: Path) -> list[Path]:
+    """Put the base weights of the package into a bundle as MONAI keeps weights, and return the files.
+
+    Those of the bundle's dimension go to ``models/model.pt``, where MONAI's consumers look for them; those of the
+    other one, if the package has them, beside it.
+
+    Raises
+    ------
+    N2SError
+        If the package has no weights of the bundle's dimension, or the folder is no bundle.
+    """
+    own = network_keys(bundle)["spatial_dims"]
+    names = {own: "model.pt", 5 - own: f"model_{5 - own}d.pt"}
+    wanted = [dims for dims in names if dims == own or (PACKAGED / f"base-{dims}d").is_dir()]
+    models = bundle / "models"
+    models.mkdir(exist_ok=True)
+    for dims in wanted:
+        save_tensors(base_model(dims).network.state_dict(), models / names[dims])
+    return [models / names[dims] for dims in wanted]
+
+
+def score_network(
+    spatial_dims: int = 3, channels: Sequence[int] = (16, 32, 64), ckpt_path: str | None = None
+) -> ScoreUNet:
+    """Return the score network, with the weights of a file or new ones.
+
+    Parameters
+    ----------
+    spatial_dims, channels
+        As for :class:`~n2s_med.score.ScoreUNet`.
+    ckpt_path
+        Weights as MONAI saves them, or a model of ``n2s-med train``; ``None`` takes none.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or holds another network.
+    """
+    network = ScoreUNet(spatial_dims, channels)
+    if ckpt_path is None:
+        return network
+    state = _state_of(Path(ckpt_path))
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()} != shapes:
+        raise ModelError(
+            f"it does not hold a network of {spatial_dims} dimensions with channels {list(channels)}",
+            remedy="correct --ckpt_path, --spatial_dims or --channels",
+            path=ckpt_path,
+        )
+    network.load_state_dict(state)
+    network.centre.zero_()
+    return network
+
+
+class DenoisingNetwork(nn.Module):
+    """The network with the Tweedie step, for runtimes that know tensors alone (ONNX, TensorRT, Holoscan).
+
+    One pass, a step of one along the score, no flips: what :class:`~n2s_med.denoise.Denoiser` measures and averages
+    besides is not in it.
+
+    Parameters
+    ----------
+    network
+        Score network.
+    law
+        Noise law with its level, in the units of the scans. It is fixed in what is exported.
+    """
+
+    def __init__(self, network: ScoreUNet, law: NoiseModel) -> None:
+        super().__init__()
+        self.network, self.law = network, law
+
+    def forward(self, y: Tensor, typical: Tensor, traits: Tensor) -> Tensor:
+        """Return ``x_hat``, in the units of ``y``.
+
+        Parameters
+        ----------
+        y
+            Noisy volumes, shape (N, 1, X, Y[, Z]).
+        typical
+            A typical value of each, such as its median, shape (N,).
+        traits
+            Correlation of the noise, shape (N, 4 or 6); zeros where it is white.
+        """
+        centre = self.law.to_unit(typical).view(-1, *(1,) * (y.ndim - 1))
+        score: Tensor = self.network(self.law.to_unit(y) - centre, traits)
+        return self.law.mean_from_unit(y, score)

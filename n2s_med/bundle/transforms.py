@@ -1,0 +1,375 @@
+"""MONAI dictionary transforms: from a path to a volume with its noise, to training patches, and to files."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from torch import Tensor
+
+from n2s_med.denoise import Denoised
+from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
+from n2s_med.jobs.denoise import DenoiseJob
+from n2s_med.jobs.noise import NoiseRequest
+from n2s_med.jobs.train import Scan, place_of, scans_of
+from n2s_med.modalities import modality_named
+from n2s_med.quality import residual_of, verdicts
+from n2s_med.score import OBJECTIVES, ScoreModel
+from n2s_med.score.patches import PatchSampler
+from n2s_med.volumes import Source, read, valid_mask
+
+NOISE = "noise"
+"""Key of a volume's ``meta`` that holds its :class:`~n2s_med.jobs.noise.NoiseChoice`."""
+
+OUTCOME = "outcome"
+"""Key of a denoised volume's ``meta`` that holds its :class:`Outcome`."""
+
+Data = Mapping[Hashable, Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What denoising a volume gave besides its values.
+
+    Attributes
+    ----------
+    scans, parts
+        Its time points before, and after with their figures.
+    model
+        The model that was used, adapted or not.
+    times
+        What took how long, in seconds.
+    """
+
+    scans: Sequence[Scan]
+    parts: Sequence[Denoised]
+    model: ScoreModel
+    times: Mapping[str, float]
+
+    @classmethod
+    def of(cls, volume: MetaTensor) -> Outcome:
+        """The outcome that a denoised volume carries.
+
+        Raises
+        ------
+        InputError
+            If it carries none.
+        """
+        outcome = getattr(volume, "meta", {}).get(OUTCOME)
+        if not isinstance(outcome, cls):
+            raise InputError("the volume was not denoised here", remedy="use TweedieInferer as the inferer")
+        return outcome
+
+
+class LoadScand(MapTransform):  # type: ignore[misc]
+    """Read scans: each key's path or :class:`~n2s_med.volumes.Source` becomes a volume (C, X, Y, Z) in physical units.
+
+    Parameters
+    ----------
+    keys
+        Keys of the scans.
+    allow_missing_keys
+        Whether an item may lack a key.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Read the scans of an item.
+
+        Raises
+        ------
+        InputError
+            If one cannot be read, or a path holds several.
+        """
+        loaded = dict(data)
+        for key in self.key_iterator(loaded):
+            source = loaded[key]
+            loaded[key] = source.load() if isinstance(source, Source) else _volume_at(Path(source))
+        return loaded
+
+
+def _volume_at(path: Path) -> MetaTensor:
+    """The one volume at a path."""
+    volumes = read(path).volumes
+    if len(volumes) > 1:
+        raise InputError(f"{len(volumes)} scans here", remedy="give one of them", path=path)
+    return volumes[0]
+
+
+class EstimateNoised(MapTransform):  # type: ignore[misc]
+    """Measure the noise of volumes, or take what is given; it goes along in their ``meta``.
+
+    Parameters
+    ----------
+    keys
+        Keys of the volumes.
+    modality
+        Modality of the bundle; scans of another one are refused.
+    law
+        A noise law's name, or ``"auto"``.
+    parameters
+        The law's parameters; none to have them estimated.
+    correlation
+        ``"auto"`` estimates it, ``"white"`` takes none.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        modality: str,
+        law: str = "auto",
+        parameters: Mapping[str, float] | None = None,
+        correlation: str = "auto",
+    ) -> None:
+        super().__init__(keys)
+        if correlation not in ("auto", "white"):
+            raise ConfigurationError(f"unknown correlation {correlation!r}", remedy="choose 'auto' or 'white'")
+        self.modality = modality_named(modality)
+        self.request = NoiseRequest(law, parameters or {}, correlation)  # type: ignore[arg-type]
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Measure the noise of an item's volumes.
+
+        Raises
+        ------
+        InputError
+            If the noise cannot be told, or the scan is of another modality.
+        NoiseLawError
+            If the values lie outside the noise law.
+        """
+        measured = dict(data)
+        for key in self.key_iterator(measured):
+            volume = measured[key]
+            try:
+                volume.meta[NOISE] = self._choice(volume)
+            except (InputError, NoiseLawError) as error:
+                raise error.at(place_of(volume)) from error.__cause__
+        return measured
+
+    def _choice(self, volume: MetaTensor) -> Any:
+        found = volume.meta["modality"]
+        if found not in (None, self.modality.name):
+            raise InputError(
+                f"it is {found}, the bundle is for {self.modality.name}", remedy=f"use the bundle for {found}"
+            )
+        choice = scans_of(volume, self.modality, self.request)[0].choice
+        log.info("%s: %s", volume.meta["label"], choice.sentence)
+        for warning in choice.warnings:
+            log.warning("%s: %s", volume.meta["label"], warning)
+        return choice
+
+
+def scans_with_noise(volume: MetaTensor) -> list[Scan]:
+    """The time points of a volume whose noise is known.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    choice = getattr(volume, "meta", {}).get(NOISE)
+    if choice is None:
+        raise InputError("the image does not tell its noise", remedy="put EstimateNoised into the preprocessing")
+    plain = volume.as_tensor().cpu()
+    return [Scan(y, inside, choice, volume) for y, inside in zip(plain, valid_mask(volume), strict=True)]
+
+
+class ToPatchesd(MapTransform):  # type: ignore[misc]
+    """Make volumes with their noise into sources of training patches, in the unit-noise domain.
+
+    Parameters
+    ----------
+    keys
+        Keys of the volumes.
+    patch
+        Edge of a patch, in voxels.
+    held_out
+        Fraction of the voxels kept out of the loss.
+    seed
+        Seed of the choice of these, and of the spread of whole counts.
+    """
+
+    def __init__(self, keys: KeysCollection, patch: int = 32, held_out: float = 0.02, seed: int = 0) -> None:
+        super().__init__(keys)
+        self.patch, self.held_out, self.seed = patch, held_out, seed
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Replace an item's volumes by a :class:`~n2s_med.score.patches.PatchSampler` each."""
+        made = dict(data)
+        for key in self.key_iterator(made):
+            units = [scan.unit(self.seed + index) for index, scan in enumerate(scans_with_noise(made[key]))]
+            made[key] = PatchSampler(units, edge=self.patch, held_out=self.held_out, seed=self.seed)
+        return made
+
+
+class HeldOutd(MapTransform):  # type: ignore[misc]
+    """Keep of sources of patches the held-out blocks alone, with their centre and the fingerprint of the data."""
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Replace an item's sources by ``{"blocks", "centre", "fingerprint"}``; the other keys go."""
+        return {
+            key: {"blocks": source.held_out, "centre": source.centre, "fingerprint": source.fingerprint()}
+            for key, source in ((key, data[key]) for key in self.key_iterator(dict(data)))
+        }
+
+
+class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Draw patches and perturb them; an item becomes a list, as with MONAI's random crops.
+
+    Each is a dictionary of ``image`` (1, spatial): perturbed unit-noise data about zero; ``target`` (3, spatial):
+    data, perturbation ``L u`` and loss weight; ``traits``: the noise's correlation.
+
+    Parameters
+    ----------
+    keys
+        Key of the source of patches.
+    patches
+        How many to draw.
+    objective
+        A key of :data:`n2s_med.score.OBJECTIVES`.
+    sigma_a
+        Perturbation, in standard deviations of the noise.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, patches: int = 4, objective: str = "total-unit-noise", sigma_a: float = 0.5
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.patches, self.objective = patches, OBJECTIVES[objective](sigma_a)
+
+    def __call__(self, data: Data) -> list[dict[str, Tensor]]:
+        """Draw from an item's source."""
+        (key,) = self.keys
+        self.randomize(None)
+        generator = torch.Generator().manual_seed(int(self.R.randint(2**31 - 1)))
+        return [self._draw(data[key], generator) for _ in range(self.patches)]
+
+    def _draw(self, source: PatchSampler, generator: torch.Generator) -> dict[str, Tensor]:
+        patch = source.draw(generator)
+        colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
+        u = patch.u - source.centre
+        shown = torch.cat((self.objective.perturbed(u, colored), u, colored, patch.weight), dim=1)
+        shown = patch.augment(shown)[0].contiguous()
+        return {"image": shown[:1], "target": shown[1:], "traits": patch.noise.correlation.traits}
+
+
+class MeasureScand(MapTransform):  # type: ignore[misc]
+    """Judge denoised volumes without a clean image, and against one where there is one.
+
+    An item gets ``figures``: remaining error in noise variances, step length by SURE, the residual's moments, how
+    many trust checks passed; with a reference also RMSE, PSNR (peak: range of the reference) and bias, before and
+    after, in the scan's units.
+
+    Parameters
+    ----------
+    keys
+        Key of the denoised volume.
+    image, reference
+        Keys of the noisy volume and of the clean one, which need not be there.
+    """
+
+    def __init__(self, keys: KeysCollection, image: str = "image", reference: str = "reference") -> None:
+        super().__init__(keys)
+        self.image, self.reference = image, reference
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Add the figures to an item."""
+        (key,) = self.keys
+        outcome = Outcome.of(data[key])
+        scan, part = outcome.scans[0], outcome.parts[0]
+        noise = scan.choice.noise
+        residual = residual_of(scan.y, part.x_hat, scan.valid, noise)
+        checks = verdicts(residual, scan.y, part.x_hat, scan.valid, noise, part.figures)
+        figures = {
+            "risk": part.figures.risk,
+            "step_sure": part.figures.step_sure,
+            "residual_mean_sd": residual.mean,
+            "residual_variance": residual.variance,
+            "checks_passed": sum(check.passed for check in checks) / len(checks),
+        }
+        if self.reference in data:
+            clean = data[self.reference].as_tensor()[0]
+            figures |= _against(clean, scan.y, part.x_hat, scan.valid)
+        return {**data, "figures": figures, "scan": scan.volume.meta["label"]}
+
+
+def _against(clean: Tensor, noisy: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, float]:
+    """RMSE, PSNR and bias before and after, over the valid voxels."""
+    if clean.shape != noisy.shape:
+        raise InputError(
+            f"the reference has {tuple(clean.shape)} voxels, the scan {tuple(noisy.shape)}",
+            remedy="give a reference on the scan's grid",
+        )
+    truth = clean[valid].double()
+    peak = float(truth.max() - truth.min())
+    figures = {}
+    for name, values in (("noisy", noisy), ("denoised", x_hat)):
+        error = values[valid].double() - truth
+        rmse = float(error.square().mean().sqrt())
+        figures[f"rmse_{name}"] = rmse
+        figures[f"psnr_{name}_db"] = 20 * torch.tensor(peak / rmse).log10().item() if rmse and peak else float("inf")
+        figures[f"bias_{name}"] = float(error.mean())
+    return figures
+
+
+class SaveScand(MapTransform):  # type: ignore[misc]
+    """Write denoised volumes as their sources are (DICOM series, NIfTI image), each with its report.
+
+    Parameters
+    ----------
+    keys
+        Keys of the denoised volumes.
+    job
+        What :func:`n2s_med.bundle.denoising` gives; its ``output`` is the folder.
+    """
+
+    def __init__(self, keys: KeysCollection, job: DenoiseJob) -> None:
+        super().__init__(keys)
+        self.job, self.taken = job, set[str]()
+
+    def __call__(self, data: Data) -> dict[Hashable, Any]:
+        """Write the denoised volumes of an item.
+
+        Raises
+        ------
+        OutputError
+            If a file is there already and may not be replaced, or cannot be written.
+        """
+        for key in self.key_iterator(dict(data)):
+            outcome = Outcome.of(data[key])
+            result = self.job.deliver(
+                outcome.scans,
+                outcome.parts,
+                self.job.output / self._name(outcome.scans[0].volume),
+                outcome.model,
+                modality_named(str(self.job.modality)),
+                dict(outcome.times),
+            )
+            log.info("%s: written to %s", result.label, result.output)
+            for warning in result.warnings:
+                log.warning("%s: %s", result.label, warning)
+        return dict(data)
+
+    def _name(self, volume: MetaTensor) -> str:
+        """The file's name for NIfTI, else the label; numbered where it is taken."""
+        nifti = volume.meta["format"] == "nifti"
+        plain = Path(volume.meta["source"][0]).name if nifti else volume.meta["label"]
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")
+        number = 1
+        while (numbered := name if number == 1 else f"{number:03d}_{name}").lower() in self.taken:
+            number += 1
+        self.taken.add(numbered.lower())
+        return numbered

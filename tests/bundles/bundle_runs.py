@@ -1,0 +1,121 @@
+"""Bundles, scans and runs that take a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigWorkflow
+
+from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
+from n2s_med.score import ScoreUNet
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+NAMES = ("ct_gaussian", "pet_poisson", "mr_gaussian", "us_gamma")
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train")
+MODALITY = {name: name.split("_")[0] for name in NAMES}
+DIMS = {"ct_gaussian": 3, "pet_poisson": 3, "mr_gaussian": 3, "us_gamma": 2}
+CHANNELS = (4, 8)
+
+LAWS: dict[str, tuple[NoiseModel, float, float]] = {
+    "ct_gaussian": (Gaussian(20.0), -20.0, 60.0),
+    "pet_poisson": (Poisson(50.0), 500.0, 4000.0),
+    "mr_gaussian": (Gaussian(10.0), 100.0, 300.0),
+    "us_gamma": (Gamma(8.0), 40.0, 120.0),
+}
+"""Law of the noise, low and high intensity."""
+
+TINY = {"epochs": 1, "steps_per_epoch": 2, "patch": 12, "patches": 2, "precision": "fp32"}
+"""Overrides of a training of a moment; what it learns is of no use."""
+
+
+def network_of(dims: int) -> ScoreUNet:
+    """A network that does next to nothing, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ScoreUNet(dims, CHANNELS)
+
+
+def small_bundle(name: str, folder: Path) -> Path:
+    """Copy a bundle, with a small network in place of its own."""
+    shutil.copytree(BUNDLES / name, folder, ignore=shutil.ignore_patterns("models", "eval", "cache", "data"))
+    for config in ("train", "inference"):
+        file = folder / "configs" / f"{config}.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["channels"] = list(CHANNELS)
+        file.write_text(json.dumps(content), encoding="utf-8")
+    (folder / "models").mkdir()
+    torch.save(network_of(DIMS[name]).state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def clean_values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A ball, or a disc, in a flat field."""
+    _, low, high = LAWS[name]
+    axes = torch.meshgrid(*((torch.arange(n) - n / 2) / n for n in shape), indexing="ij")
+    return low + (high - low) * (torch.stack(axes).square().sum(0).sqrt() < 0.3).float()
+
+
+def write_scan(name: str, path: Path, *, seed: int = 0, dims: int | None = None, clean: bool = False) -> Path:
+    """Write a scan of a bundle's modality as NIfTI."""
+    shape = (28, 24, 20) if (dims or DIMS[name]) == 3 else (64, 48)
+    x = clean_values(name, shape)
+    y = x if clean else LAWS[name][0].sample(x, torch.Generator().manual_seed(seed))
+    values = y.numpy().reshape(*shape, *(1,) * (3 - len(shape)))
+    nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag((2.0, 2.0, 2.0, 1.0))), path)
+    return path
+
+
+def values_of(path: Path) -> Any:
+    """Voxels of a NIfTI image."""
+    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+
+
+def files_of(bundle: Path, *configs: str) -> list[str]:
+    """Configuration files of a bundle."""
+    return [str(bundle / "configs" / f"{config}.json") for config in configs]
+
+
+def workflow(
+    bundle: Path, *configs: str, kind: str = "train", tracking: Any = None, **overrides: Any
+) -> ConfigWorkflow:
+    """A workflow of a bundle, initialised, in this process."""
+    made = ConfigWorkflow(
+        files_of(bundle, *configs),
+        workflow_type=kind,
+        logging_file=False,
+        tracking=tracking,
+        **({"bundle_root": str(bundle)} | overrides),
+    )
+    made.initialize()
+    return made
+
+
+def run(bundle: Path, *configs: str, **overrides: Any) -> ConfigWorkflow:
+    """Run a bundle in this process, as ``monai.bundle run`` does."""
+    made = workflow(bundle, *configs, **overrides)
+    made.run()
+    made.finalize()
+    return made
+
+
+def cause(error: BaseException) -> BaseException:
+    """What MONAI wrapped."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def command(folder: Path, *arguments: object, module: str = "monai.bundle") -> subprocess.CompletedProcess[str]:
+    """Run a module in a process of its own, from a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLES.parent)}
+    words = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
