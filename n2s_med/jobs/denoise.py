@@ -246,7 +246,6 @@ class DenoiseJob:
 
     def denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
         """Every time point of a scan."""
-        denoiser = Denoiser(model, scans[0].choice.noise, self.compute, self.options)
         parts: list[Denoised] = []
         with tqdm(desc="denoising", unit="tile", disable=self.quiet) as bar:
             for scan in scans:
@@ -255,6 +254,7 @@ class DenoiseJob:
                     bar.total = total * len(scans)
                     bar.update(before * total + done - bar.n)
 
+                denoiser = Denoiser(model, scan.choice.noise, self.compute, self.options)
                 parts.append(denoiser(scan.y, scan.valid, show))
         return parts
 
@@ -283,13 +283,14 @@ class DenoiseJob:
                 overwrite=self.overwrite,
             )
         times["writing_time_s"] = time.perf_counter() - begun
-        residuals = [residual_of(s.y, p.x_hat, s.valid, choice.noise) for s, p in zip(scans, parts, strict=True)]
+        residuals = [residual_of(s.y, p.x_hat, s.valid, s.choice.noise) for s, p in zip(scans, parts, strict=True)]
         checks = [
             verdict
             for scan, part, residual in zip(scans, parts, residuals, strict=True)
-            for verdict in verdicts(residual, scan.y, part.x_hat, scan.valid, choice.noise, part.figures)
+            for verdict in verdicts(residual, scan.y, part.x_hat, scan.valid, scan.choice.noise, part.figures)
         ]
         warnings = [
+            *volume.meta.get("notes", ()),
             *choice.warnings,
             *(f"{v.name} is {v.value:.3g}. {v.sentence}" for v in checks if not v.passed),
         ]

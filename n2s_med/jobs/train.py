@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions, Denoiser, to_unit
 from n2s_med.errors import InputError, ModelError, N2SError, NoiseLawError, OutputError
-from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
+from n2s_med.jobs.noise import AUTO, NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.score import ANY, OBJECTIVES, ScoreModel, ScoreUNet
 from n2s_med.score.patches import PatchSampler, PatchSource, UnitVolume
@@ -70,7 +70,10 @@ class Scan:
 
 
 def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseRequest) -> list[Scan]:
-    """The volumes of a scan (one per time point), with one noise law for all, measured on the first.
+    """The volumes of a scan (one per time point), with their noise.
+
+    It is measured on the first and holds for all, unless the times of acquisition differ: then each has its own.
+    Values that are counts of events as acquired have a gain of exactly one, and white noise.
 
     Raises
     ------
@@ -80,10 +83,19 @@ def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseReques
     """
     plain, valid = volume.as_tensor(), torch.as_tensor(valid_mask(volume))
     spacing = volume.meta["spacing_mm"]
-    choice = choose_noise(plain[0], valid[0], spacing, modality, request)
+    if modality is not None and volume.meta.get("component", "magnitude") != "magnitude":
+        modality = replace(modality, magnitude=False)
+    if volume.meta.get("counts") and request.law == AUTO:
+        request = NoiseRequest("poisson", {"gain": 1.0}, "white")
+    alike = len(set(volume.meta.get("durations_s") or [None])) == 1
+    choices: list[NoiseChoice] = []
     for y, inside in zip(plain, valid, strict=True):
-        choice.noise.law.check(y[inside])
-    return [Scan(y, inside, choice, volume) for y, inside in zip(plain, valid, strict=True)]
+        if alike and choices:
+            choices[0].noise.law.check(y[inside])
+            choices.append(choices[0])
+        else:
+            choices.append(choose_noise(y, inside, spacing, modality, request))
+    return [Scan(*parts, volume) for parts in zip(plain, valid, choices, strict=True)]
 
 
 def place_of(volume: MetaTensor) -> Path:

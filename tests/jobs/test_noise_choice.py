@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from job_scans import blob
+from monai.data import MetaTensor
 from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
+from n2s_med.jobs.train import scans_of
 from n2s_med.modalities import modality_named
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
 from n2s_med.noise.correlation import Correlation
@@ -149,3 +151,42 @@ def test_rician_bias_is_told() -> None:
 def test_requests_that_mean_nothing(law: str, parameters: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         NoiseRequest(law, parameters)
+
+
+# -- what a volume's own record says -------------------------------------------------------------------
+
+
+def volume(values: Tensor, **meta: object) -> MetaTensor:
+    """A volume (C, X, Y, Z) as a reader gives it."""
+    record = {"spacing_mm": (1.0,) * 3, "valid": torch.ones(1, 1, 1, 1, dtype=torch.bool), **meta}
+    return MetaTensor(values, affine=torch.eye(4), meta=record)
+
+
+def test_counts_as_acquired_have_a_gain_of_one() -> None:
+    """Raw counts are told by the file: nothing is estimated, whatever the modality's law."""
+    y = Poisson(1.0).sample(ramp() / 40, torch.Generator().manual_seed(0))[None]
+    (found,) = scans_of(volume(y, counts=True), modality_named("nm"), NoiseRequest())
+    assert found.choice.noise.law == Poisson(1.0)
+    assert found.choice.noise.quantum == pytest.approx(1.0)
+    assert found.choice.noise.correlation.is_white
+    (told,) = scans_of(volume(y, counts=True), None, NoiseRequest("poisson", {"gain": 2.0}))
+    assert told.choice.noise.law == Poisson(2.0)
+
+
+@pytest.mark.parametrize(("durations", "differ"), [((60.0, 60.0), False), ((60.0, 240.0), True), (None, False)])
+def test_frames_of_different_duration_have_their_own_level(durations: tuple[float, ...] | None, differ: bool) -> None:
+    y = torch.stack([scan(Gaussian(12.0)), scan(Gaussian(6.0))])
+    record = {} if durations is None else {"durations_s": durations}
+    first, second = scans_of(volume(y, **record), modality_named("ct"), NoiseRequest())
+    levels = [s.choice.noise.law.parameters["sigma"] for s in (first, second)]
+    assert levels[0] == pytest.approx(12, rel=0.1)
+    assert levels[1] == pytest.approx(6 if differ else 12, rel=0.1)
+
+
+@pytest.mark.parametrize(("component", "rician"), [("magnitude", True), ("real", False)])
+def test_real_parts_are_not_rician(component: str, rician: bool) -> None:
+    y = scan(Gaussian(60.0)).clamp_min(0)[None]
+    (found,) = scans_of(volume(y, component=component), modality_named("mr"), NoiseRequest("gaussian", {"sigma": 60.0}))
+    (auto,) = scans_of(volume(y, component=component), modality_named("mr"), NoiseRequest())
+    assert found.choice.warnings == ()
+    assert any("Rician" in warning for warning in auto.choice.warnings) == rician
