@@ -137,7 +137,7 @@ class DenoiseJob:
         failed = 0
         for volume, target in zip(contents.volumes, targets, strict=True):
             try:
-                result = self._located(volume, target, model, say)
+                result = self.one(volume, target, model, say)
             except N2SError as error:
                 if len(targets) == 1:
                     raise
@@ -149,8 +149,8 @@ class DenoiseJob:
             kind = PartialError if failed < len(targets) else N2SError
             raise kind(f"{failed} of {len(targets)} scans failed", path=self.source)
 
-    def _located(self, volume: MetaTensor, target: Path, model: ScoreModel | None, say: Say) -> Result:
-        """Denoise one scan; errors name its file, or the model's."""
+    def one(self, volume: MetaTensor, target: Path, model: ScoreModel | None, say: Say) -> Result:
+        """Denoise one scan into ``target``; errors name its file, or the model's."""
         found = self.modality or volume.meta["modality"]
         if found is None and model is not None and model.modality != ANY:
             found = model.modality
@@ -272,7 +272,7 @@ class DenoiseJob:
         provenance = self._provenance(scans[0], parts[0], model)
         begun = time.perf_counter()
         output = write(_like(volume, [p.x_hat for p in parts]), target, provenance=provenance, overwrite=self.overwrite)
-        stem = target.with_name(_stem_name(target.name))
+        stem = target.with_name(stem_name(target.name))
         sd_map = None
         deviations = [p.sd for p in parts if p.sd is not None]
         if deviations:
@@ -292,6 +292,7 @@ class DenoiseJob:
         warnings = [
             *volume.meta.get("notes", ()),
             *choice.warnings,
+            *_unadapted(model),
             *(f"{v.name} is {v.value:.3g}. {v.sentence}" for v in checks if not v.passed),
         ]
         report = Report(
@@ -378,6 +379,17 @@ class DenoiseJob:
         }
 
 
+def _unadapted(model: ScoreModel) -> list[str]:
+    """Say so where the model could not be adapted."""
+    before = model.card.get("sure_at_start")
+    if before is None or before > 0:
+        return []
+    return [
+        f"The error left is estimated at {before:.3f} noise variances before adapting, and no error is below zero:"
+        " that figure cannot choose between weights here, so the model was not adapted."
+    ]
+
+
 def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
     """A volume on the grid of ``volume``, with other values."""
     out = MetaTensor(torch.stack(list(parts)), affine=volume.affine)
@@ -391,27 +403,28 @@ def _names(volumes: Sequence[MetaTensor]) -> list[str]:
     for index, volume in enumerate(volumes, start=1):
         numbered = f"{index:03d}_"
         if volume.meta["format"] == "nifti":
-            name = _slug(Path(volume.meta["source"][0]).name)
-            taken = {_stem_name(other).lower() for other in names}
-            names.append(numbered + name if _stem_name(name).lower() in taken else name)
+            name = slug(Path(volume.meta["source"][0]).name)
+            taken = {stem_name(other).lower() for other in names}
+            names.append(numbered + name if stem_name(name).lower() in taken else name)
         else:
-            names.append(numbered + _slug(volume.meta["label"]))
+            names.append(numbered + slug(volume.meta["label"]))
     return names
 
 
 def _sd_map_of(volume: MetaTensor, target: Path) -> Path:
     """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
     nifti = volume.meta["format"] == "nifti" or len(volume) > 1 or target.name.lower().endswith(NIFTI)
-    return target.with_name(_stem_name(target.name) + (".sd.nii.gz" if nifti else ".sd.dcm"))
+    return target.with_name(stem_name(target.name) + (".sd.nii.gz" if nifti else ".sd.dcm"))
 
 
-def _stem_name(name: str) -> str:
+def stem_name(name: str) -> str:
+    """Return ``name`` without the ending of a NIfTI image: what the reports beside it begin with."""
     for suffix in NIFTI:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """Letters, digits, dots and dashes of ``text``."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

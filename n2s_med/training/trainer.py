@@ -209,8 +209,15 @@ class Trainer:
         return risk / noise if noise else self.history.loss[-1]
 
     def _stalled(self) -> bool:
-        """Whether SURE has not improved for ``patience`` checks."""
-        return len(self.history.sure) - self.history.best > self.config.patience if self.history.sure else False
+        """Whether SURE has not improved for ``patience`` checks, or cannot judge the weights given.
+
+        An error cannot be below zero: where its estimate for the weights given is, as at very few counts or where
+        the noise is not what it is taken for, it would as soon choose worse ones.
+        """
+        if not self.history.sure:
+            return False
+        unfit = self.fine_tuning and self.history.sure[0] <= 0
+        return unfit or len(self.history.sure) - self.history.best > self.config.patience
 
     # -- budget ----------------------------------------------------------------------------------------
 

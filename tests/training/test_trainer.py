@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -188,6 +189,32 @@ def test_checkpoint_of_other_base_weights_is_refused(tmp_path: Path) -> None:
     assert trainer(tmp_path, network=base(0)).resumed
     with pytest.raises(ModelError, match="other"):
         trainer(tmp_path, network=base(1))
+
+
+@pytest.mark.parametrize(("figures", "kept"), [((0.3, 0.4, 0.5, 0.6), True), ((0.3, 0.4, 0.2, 0.6), False)])
+def test_the_better_of_given_and_adapted_weights_is_kept(
+    monkeypatch: pytest.MonkeyPatch, figures: tuple[float, ...], kept: bool
+) -> None:
+    told = iter((*figures, 0.9))
+    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: next(told))
+    torch.manual_seed(0)
+    given = ScoreUNet(2, (3, 4))
+    run = trainer(None, replace(CONFIG, steps=4, checks=4), network=copy.deepcopy(given))
+    assert same(weights(run.run()), weights(given)) == kept
+    assert run.history.step == [0, 1, 2, 3, 4]
+
+
+def test_a_figure_below_zero_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error below zero is none: the weights given stay, and no step is wasted."""
+    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: -0.1)
+    torch.manual_seed(0)
+    given = ScoreUNet(2, (3, 4))
+    run = trainer(None, network=copy.deepcopy(given))
+    assert same(weights(run.run()), weights(given))
+    assert run.done == 0
+    scratch = trainer(None)
+    scratch.run()
+    assert scratch.done == STEPS
 
 
 def test_damaged_checkpoint(tmp_path: Path) -> None:
