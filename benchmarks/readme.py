@@ -28,9 +28,9 @@ def main() -> None:
     set_threads()
     with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(io.StringIO()) as told:
         demo._phantom(Path(work), arguments.seconds)
-        noisy, denoised = (read(Path(work) / name).volumes[0] for name in ("noisy", "denoised"))
+        noisy, denoised = (read(Path(work) / name).volumes[0] for name in ("noisy", "adapted"))
     lines = told.getvalue().splitlines()
-    first = next(i for i, line in enumerate(lines) if line.split() == ["truth", "noisy", "denoised"])
+    first = next(i for i, line in enumerate(lines) if line.split() == ["truth", "noisy", "alone", "adapted"])
     last = next(i for i, line in enumerate(lines) if line.startswith("background bias"))
     figure, _ = pictures.planes(
         noisy.as_tensor()[0],

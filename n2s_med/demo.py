@@ -11,6 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +23,7 @@ from n2s_med.errors import N2SError
 from n2s_med.jobs.denoise import DenoiseJob, Result
 from n2s_med.noise import Poisson
 from n2s_med.phantoms import PetPhantom, pet_phantom, write_pet_series
-from n2s_med.training import TrainingConfig
+from n2s_med.training import ADAPTATION, TrainingConfig
 from n2s_med.volumes import read
 
 GAIN_BQML = 250.0
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _own_scan(source: Path, out: Path, seconds: float) -> None:
     name = source.name if source.name.endswith((".nii", ".nii.gz")) else f"{source.resolve().name}_denoised"
-    _show(_denoise(source, out / name, seconds))
+    _show(_denoise(source, out / name, replace(ADAPTATION, seconds=seconds)))
 
 
 def _phantom(out: Path, seconds: float) -> None:
@@ -64,15 +65,16 @@ def _phantom(out: Path, seconds: float) -> None:
         shutil.rmtree(folder)
     write_pet_series(noisy, folder, spacing_mm=phantom.spacing_mm, gain=GAIN_BQML)
     print(f"A noisy PET phantom with known truth is in {folder} (DICOM). Training on it alone ...", flush=True)
-    results = _denoise(folder, out / "denoised", seconds)
-    before, after = (read(path).volumes[0].as_tensor()[0] for path in (folder, out / "denoised"))
-    print("\n".join(_table(phantom, before, after)))
+    results = _denoise(folder, out / "alone", TrainingConfig(seconds=seconds), from_scratch=True)
+    print("Once more, from the base weights, adapted to it ...", flush=True)
+    results += _denoise(folder, out / "adapted", replace(ADAPTATION, seconds=seconds / 3))
+    volumes = [read(out / name).volumes[0].as_tensor()[0] for name in ("noisy", "alone", "adapted")]
+    print("\n".join(_table(phantom, volumes)))
     _show(results)
 
 
-def _denoise(source: Path, output: Path, seconds: float) -> list[Result]:
-    config = TrainingConfig(seconds=seconds)
-    job = DenoiseJob(source, output, from_scratch=True, config=config, compute=Compute.choose(), overwrite=True)
+def _denoise(source: Path, output: Path, config: TrainingConfig, *, from_scratch: bool = False) -> list[Result]:
+    job = DenoiseJob(source, output, from_scratch=from_scratch, config=config, compute=Compute.choose(), overwrite=True)
     return list(job.run(lambda line: print(line, file=sys.stderr, flush=True)))
 
 
@@ -84,20 +86,25 @@ def _show(results: Sequence[Result]) -> None:
         print(f"report    {result.report}   (open it in a browser)")
 
 
-def _table(phantom: PetPhantom, before: Tensor, after: Tensor) -> list[str]:
-    """What the phantom's truth says of the result."""
+def _table(phantom: PetPhantom, volumes: Sequence[Tensor]) -> list[str]:
+    """What the phantom's truth says of the noisy and the denoised volumes."""
     truth, background = phantom.activity, phantom.background
-    rows = [f"{'':28}{'truth':>10}{'noisy':>10}{'denoised':>10}"]
-    psnr = [f"{10 * math.log10(float(truth.max() ** 2 / (v - truth).square().mean())):.2f}" for v in (before, after)]
-    rows.append(f"{'PSNR, dB':28}{'':>10}{psnr[0]:>10}{psnr[1]:>10}")
+    everything = [truth, *volumes]
+    rows = [_row("", ["truth", "noisy", "alone", "adapted"])]
+    psnr = [f"{10 * math.log10(float(truth.max() ** 2 / (v - truth).square().mean())):.2f}" for v in volumes]
+    rows.append(_row("PSNR, dB", ["", *psnr]))
     for sphere, core in zip(phantom.spheres, phantom.sphere_cores, strict=True):
-        values = [f"{float(v[core].mean() / v[background].mean()):.2f}" for v in (truth, before, after)]
-        rows.append(f"{f'contrast, {sphere.name} sphere':28}" + "".join(f"{v:>10}" for v in values))
-    noise = [f"{float(v[background].std() / v[background].mean()):.1%}" for v in (truth, before, after)]
-    rows.append(f"{'background noise':28}" + "".join(f"{v:>10}" for v in noise))
-    bias = [f"{float(v[background].mean() / truth[background].mean() - 1):+.2%}" for v in (before, after)]
-    rows.append(f"{'background bias':28}{'':>10}{bias[0]:>10}{bias[1]:>10}")
+        contrasts = [f"{float(v[core].mean() / v[background].mean()):.2f}" for v in everything]
+        rows.append(_row(f"contrast, {sphere.name} sphere", contrasts))
+    noise = [f"{float(v[background].std() / v[background].mean()):.1%}" for v in everything]
+    rows.append(_row("background noise", noise))
+    bias = [f"{float(v[background].mean() / truth[background].mean() - 1):+.2%}" for v in volumes]
+    rows.append(_row("background bias", ["", *bias]))
     return rows
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:28}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 if __name__ == "__main__":
