@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +25,7 @@ from n2s_med.score.model import ScoreModel
 from n2s_med.score.patches import PatchSampler, UnitVolume
 from n2s_med.score.stein import PROBE_STEP, risk_terms, step_terms
 from n2s_med.tiling import Region, grown, sizes, tile_edges, tiles, within
+from n2s_med.uncertainty import MARGIN, Curve, smoothed_variance
 
 Progress = Callable[[int, int], None]
 """Called with the tiles done and the tiles in all."""
@@ -42,15 +43,6 @@ SURE_PATCHES = 4
 STEP_RANGE = (0.0, 1.05)
 """The step from SURE is kept within this range: far below one, the level does not hold, little is
 taken away and the figures say so; above one, more than the noise would be."""
-
-SD_NARROW, SD_WIDE = 2, 6
-"""Radii in voxels of the mean filters on the variance map, whose single values are noisy."""
-
-CURVE_BINS, CURVE_VOXELS = 6, 1000
-"""Bins of the variance's calibration, and voxels that each needs."""
-
-SD_MARGIN = SD_NARROW + 2 * SD_WIDE
-"""Voxels around a core whose variance its own depends on."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +196,7 @@ class Denoiser:
     @property
     def _reach(self) -> tuple[int, ...]:
         """Voxels around a core that its result depends on."""
-        margin = SD_MARGIN if self.options.sd_probes else 0
+        margin = MARGIN if self.options.sd_probes else 0
         return tuple(halo + margin for halo in self._halo)
 
     def _network_score(self, v: Tensor) -> Tensor:
@@ -284,7 +276,7 @@ class Denoiser:
 
         Each probe ``L w`` times the response of ``x_hat`` to it has the posterior variance as its mean.
         """
-        outer = grown(core, u.shape, (SD_MARGIN,) * u.ndim)
+        outer = grown(core, u.shape, (MARGIN,) * u.ndim)
         halves = torch.zeros(2, *sizes(outer))
         for index in range(self.options.sd_probes):
             ahead, behind = (
@@ -338,89 +330,6 @@ def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generat
     low = inside[:: 1 + inside.numel() // 100_000].quantile(0.01)
     filled = torch.where(valid, y, low)
     return noise.law.to_unit(noise.dequantised(filled, generator) if generator else filled).float()
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Calibration of the posterior variance: what it says against the risk that was measured where it says so.
-
-    Attributes
-    ----------
-    said, measured
-        Knots, rising; none leaves the variance as it is. Both in units of the noise variance.
-    """
-
-    said: Tensor = field(default_factory=lambda: torch.zeros(0))
-    measured: Tensor = field(default_factory=lambda: torch.zeros(0))
-
-    @classmethod
-    def fitted(cls, said: Tensor, error: Tensor, scale: Tensor) -> Curve:
-        """Fit to voxels: the variance they are said to have, and :func:`risk_terms` of each.
-
-        Voxels are sorted by what is said and cut into bins; each bin is corrected by as much of its difference as
-        its standard error does not explain, and the curve is made to rise.
-        """
-        bins = min(CURVE_BINS, len(said) // CURVE_VOXELS)
-        if bins < 2:
-            return cls()
-        order = said.argsort()
-        knots, found = [], []
-        for part in order.tensor_split(bins):
-            mean, level = float(said[part].mean()), float(scale[part].mean())
-            difference = float(error[part].mean()) / level - mean
-            doubt = float(error[part].std()) / level / len(part) ** 0.5
-            kept = max(0.0, 1 - (doubt / difference) ** 2) if difference else 0.0
-            knots.append(mean)
-            found.append(max(mean + kept * difference, doubt / 4))
-        return cls(torch.tensor(knots), torch.tensor(rising(found)))
-
-    def __call__(self, variance: Tensor) -> Tensor:
-        """The calibrated variance; beyond the knots in proportion, below them as at the first."""
-        if not len(self.said):
-            return variance
-        index = torch.searchsorted(self.said, variance.contiguous()).clamp(1, len(self.said) - 1)
-        low, high = self.said[index - 1], self.said[index]
-        share = ((variance - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        between = self.measured[index - 1].lerp(self.measured[index], share)
-        return between * (variance / self.said[-1]).clamp_min(1) if self.said[-1] > 0 else between
-
-
-def rising(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that does not fall, by pooling adjacent violators (isotonic regression)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        mean, count = value, 1
-        while pools and pools[-1][0] > mean:
-            before, size = pools.pop()
-            mean, count = (before * size + mean * count) / (size + count), size + count
-        pools.append((mean, count))
-    return [mean for mean, count in pools for _ in range(count)]
-
-
-def smoothed_variance(first: Tensor, second: Tensor) -> Tensor:
-    """A variance map from two noisy ones, each from its own probes.
-
-    Their narrow means differ by noise alone, so its size is known everywhere; where it is all there is, the wide mean
-    is taken, and where the map itself varies more, the narrow one (the local filter of Lee, IEEE PAMI 2 (1980) 165).
-    """
-    a, b = (mean_filter(half, SD_NARROW) for half in (first, second))
-    narrow = (a + b) / 2
-    wide = mean_filter(narrow, SD_WIDE)
-    noise = mean_filter(((a - b) / 2).square(), SD_WIDE)
-    varies = mean_filter((narrow - wide).square(), SD_WIDE)
-    share = (1 - noise / varies.clamp_min(1e-12)).clamp(0, 1)
-    return (wide + share * (narrow - wide)).clamp_min(0)
-
-
-def mean_filter(volume: Tensor, radius: int) -> Tensor:
-    """Mean over a cube of ``2 radius + 1`` voxels; at the borders over the part inside."""
-    both = torch.stack((volume, torch.ones_like(volume)))
-    for axis in range(1, both.ndim):
-        lines = both.movedim(axis, -1)
-        pooled = F.avg_pool1d(lines.reshape(1, -1, lines.shape[-1]), 2 * radius + 1, stride=1, padding=radius)
-        both = pooled.view(lines.shape).movedim(-1, axis)
-    mean: Tensor = both[0] / both[1]
-    return mean
 
 
 def _flips(dims: int) -> Flips:

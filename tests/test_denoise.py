@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, mean_filter, rising, to_unit
+from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, to_unit
 from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet
+from n2s_med.uncertainty import mean_filter, rising
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 WHITE = ScanNoise(Gaussian(1.0), Correlation.white(3))
