@@ -60,11 +60,12 @@ class Residual:
 
 def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Residual:
     """Measure the residual of a volume (X, Y, Z), a few planes at a time."""
-    dims, law = range(y.ndim), noise.law
+    dims = range(y.ndim)
     sums = torch.zeros(6, dtype=torch.float64)
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
     unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
     for planes, own in _slabs(len(y)):
+        law = noise.law.at((planes, *(slice(None) for _ in y.shape[1:])))
         keep = valid[planes] & noise.admits(y[planes]) & law.support(x_hat[planes])
         if unit is None:
             before, after = _unit(y[planes], keep, law.to_unit), _unit(x_hat[planes], keep, law.expected_unit)
@@ -165,9 +166,9 @@ def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: 
 
 
 def _peak_shift(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
-    """How far the maximum moved, in noise standard deviations there."""
+    """How far the maximum moved, in noise standard deviations at that intensity; the median where they vary."""
     before, after = y[valid].max(), x_hat[valid].max()
-    return float((after - before) / noise.variance(before).sqrt())
+    return float((after - before) / noise.variance(before).median().sqrt())
 
 
 PERCENTILES: Sequence[float] = (1, 50, 99)

@@ -62,6 +62,17 @@ def test_residual_by_its_definition(law: NoiseModel, shape: tuple[int, ...], mas
     same(residual_of(y, x_hat, keep, noise), directly(y, x_hat, keep, law))
 
 
+@pytest.mark.parametrize("slices", [8, 1])
+def test_residual_where_the_level_is_a_map(slices: int) -> None:
+    """A map over a single slice has two axes, its volume three."""
+    x = volume((37, 9, slices))
+    sigma = 1 + torch.rand(x.shape, generator=seeded(2))
+    law = Gaussian(sigma if slices > 1 else sigma[..., 0])
+    y = x + sigma * torch.randn(x.shape, generator=seeded(1))
+    keep = torch.ones_like(x, dtype=torch.bool)
+    same(residual_of(y, x, keep, ScanNoise(law, WHITE)), directly(y, x, keep, Gaussian(sigma)))
+
+
 def test_residual_of_correlated_noise() -> None:
     correlation = Correlation.from_kernel(
         torch.tensor([0.5, 1, 0.5])[:, None, None] * torch.tensor([1, 2, 1.0])[:, None]

@@ -271,7 +271,8 @@ class DenoiseJob:
         volume, choice = scans[0].volume, scans[0].choice
         provenance = self._provenance(scans[0], parts[0], model)
         begun = time.perf_counter()
-        output = write(_like(volume, [p.x_hat for p in parts]), target, provenance=provenance, overwrite=self.overwrite)
+        corrected = [s.choice.corrected(p.x_hat, s.valid) for s, p in zip(scans, parts, strict=True)]
+        output = write(_like(volume, corrected), target, provenance=provenance, overwrite=self.overwrite)
         stem = target.with_name(stem_name(target.name))
         sd_map = None
         deviations = [p.sd for p in parts if p.sd is not None]

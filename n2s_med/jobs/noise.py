@@ -13,8 +13,11 @@ from torch import Tensor
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.modalities import Modality
 from n2s_med.noise import LAWS, law_named
+from n2s_med.noise.base import require_nonnegative
 from n2s_med.noise.correlation import Correlation
-from n2s_med.noise.estimate import Estimate, estimate, quantum_of
+from n2s_med.noise.estimate import Estimate, estimate
+from n2s_med.noise.lattice import quantum_of
+from n2s_med.noise.rician import rician_amplitude
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.report import JSONValue
 
@@ -39,11 +42,14 @@ class NoiseRequest:
         The law's parameters; empty to have them estimated.
     correlation
         ``"auto"`` estimates it, ``"white"`` takes none.
+    rician
+        ``"auto"`` corrects MR magnitude for its Rician bias where it is low enough to have one, ``"off"`` never.
     """
 
     law: str = AUTO
     parameters: Mapping[str, float] = field(default_factory=dict)
     correlation: Literal["auto", "white"] = "auto"
+    rician: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         if self.law == AUTO and self.parameters:
@@ -55,18 +61,39 @@ class NoiseRequest:
 
 @dataclass(frozen=True)
 class NoiseChoice:
-    """The noise that was chosen, what was measured, and what must be said about it."""
+    """The noise that was chosen, what was measured, and what must be said about it.
+
+    Attributes
+    ----------
+    noise
+        Law, level and correlation.
+    measured
+        What the scan says of them, where it was asked.
+    sentence, warnings
+        For the log and the report.
+    rician
+        Whether the scan is MR magnitude so low that the denoised one is to be corrected for its Rician bias.
+    """
 
     noise: ScanNoise
     measured: Estimate | None
     sentence: str
     warnings: tuple[str, ...] = ()
+    rician: bool = False
+
+    def corrected(self, x_hat: Tensor, valid: Tensor) -> Tensor:
+        """The denoised volume, its Rician bias taken off where it has one (X, Y, Z), units of the scan."""
+        if not self.rician:
+            return x_hat
+        law = self.noise.law.at(tuple(slice(None) for _ in x_hat.shape))
+        return torch.where(valid, rician_amplitude(x_hat, law.variance(x_hat).sqrt()), x_hat)
 
     def figures(self) -> dict[str, JSONValue]:
         """For the report."""
         out: dict[str, JSONValue] = {"law": self.noise.law.name, **self.noise.law.parameters}
         out["correlated"] = not self.noise.correlation.is_white
         out["whole_counts"] = self.noise.quantum > 0
+        out["rician_bias_corrected"] = self.rician
         if math.isfinite(self.noise.floor):
             out["left_as_it_is_below_units"] = self.noise.floor
         if self.measured is not None:
@@ -77,6 +104,8 @@ class NoiseChoice:
             out["neighbour_correlation"] = list(found.neighbour_correlation)
             out["misfit_by_law"] = dict(found.misfit)
             out["flat_blocks"] = found.blocks
+            if found.variation:
+                out["noise_sd_over_the_volume_percentiles_5_95_relative"] = list(found.variation)
         return out
 
 
@@ -97,6 +126,8 @@ def choose_noise(
     if request.law != AUTO and request.parameters:
         return _given(y, valid, spacing_mm, request)
     signed = bool((y[valid] < 0).any())
+    if signed and request.law != AUTO and LAWS[request.law].fixed_power != 0:
+        require_nonnegative(request.law, y[valid])
     default = modality.law if modality else None
     if request.law != AUTO:
         wanted: str | None = request.law
@@ -126,8 +157,11 @@ def choose_noise(
     noise = found.noise
     if request.correlation == "white":
         noise = replace(noise, correlation=Correlation.white(noise.correlation.kernel.ndim))
-    warnings += _rician(y, valid, noise, modality)
-    return NoiseChoice(noise, found, _sentence(found, noise), tuple(warnings))
+    dark = _rician_share(y, valid, noise, modality)
+    rician = dark >= RICIAN_SHARE and request.rician == "auto"
+    if dark >= RICIAN_SHARE:
+        warnings.append(_rician_told(dark, rician))
+    return NoiseChoice(noise, found, _sentence(found, noise), tuple(warnings), rician)
 
 
 def _estimate(
@@ -166,7 +200,11 @@ def _sentence(found: Estimate, noise: ScanNoise) -> str:
     level = "whole counts" if noise.quantum else f"level within {low:.3g} to {high:.3g} of it (95 %)"
     fit = f"fit to {found.misfit[noise.law.name]:.0%}"
     power = f", variance follows intensity to the power {found.power:.2f}" if found.power == found.power else ""
-    return f"{noise.law}, estimated, {level}; {fit}{power}; {_correlation(noise)}"
+    space = ""
+    if found.variation:
+        least, most = found.variation
+        space = f"; its SD varies over the volume, {least:.2f} to {most:.2f} of the middle one"
+    return f"{noise.law}, estimated, {level}; {fit}{power}{space}; {_correlation(noise)}"
 
 
 def _correlation(noise: ScanNoise) -> str:
@@ -184,15 +222,18 @@ def _poor_fit(found: Estimate, better: str) -> str:
     )
 
 
-def _rician(y: Tensor, valid: Tensor, noise: ScanNoise, modality: Modality | None) -> list[str]:
-    """Say so where MR magnitude is biased and the Gaussian law does not know it."""
+def _rician_share(y: Tensor, valid: Tensor, noise: ScanNoise, modality: Modality | None) -> float:
+    """Share of MR magnitude that is biased and of which the Gaussian law does not know it."""
     if modality is None or not modality.magnitude or noise.law.variance_power:
-        return []
-    sd = noise.law.variance(torch.zeros(())).sqrt()
-    share = float((y[valid] < RICIAN_BELOW * sd).double().mean())
-    if share < RICIAN_SHARE:
-        return []
-    return [
+        return 0.0
+    seen = _image(y)
+    low = seen < RICIAN_BELOW * noise.law.variance(torch.zeros_like(seen)).sqrt()
+    return float(low[_image(valid)].double().mean())
+
+
+def _rician_told(share: float, corrected: bool) -> str:
+    done = "the denoised scan is corrected for that bias" if corrected else "that bias stays"
+    return (
         f"{share:.0%} of the voxels lie below {RICIAN_BELOW:g} noise SDs, where MR magnitude is Rician and"
-        " reads too high: that bias was not corrected."
-    ]
+        f" reads too high: {done}."
+    )

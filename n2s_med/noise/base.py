@@ -61,17 +61,28 @@ class NoiseModel(ABC):
 
     @classmethod
     @abstractmethod
-    def of_dispersion(cls, power: float, dispersion: float) -> Self:
-        """Return the law of variance ``dispersion * x**power``; a class of fixed power ignores ``power``."""
+    def of_dispersion(cls, power: float, dispersion: Parameter) -> Self:
+        """Return the law of variance ``dispersion * x**power``; a class of fixed power ignores ``power``.
+
+        A dispersion that is a map gives a law whose level is one.
+        """
 
     @abstractmethod
     def scaled(self, factor: float) -> Self:
         """Return the law of ``factor * y``, for ``factor > 0``."""
 
     def at(self, region: tuple[slice, ...]) -> Self:
-        """The law over a box of the volume: parameters that are maps are cut to it."""
+        """The law over a box of the volume: parameters that are maps are cut to it.
+
+        Maps over a single slice (X, Y) serve a volume (X, Y, 1) as well.
+        """
+
+        def cut(over: Tensor) -> Tensor:
+            inside = over[region[: over.ndim]]
+            return inside[(..., *(None,) * (len(region) - over.ndim))] if len(region) > over.ndim else inside
+
         maps = {
-            f.name: getattr(self, f.name)[region]
+            f.name: cut(getattr(self, f.name))
             for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
             if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).ndim
         }

@@ -1,52 +1,42 @@
-"""The noise of a scan from the scan alone: law, level, correlation, and how well they fit.
+"""The noise of a scan from the scan alone: law, level, variation, correlation, and how well they fit.
 
-:mod:`n2s_med.noise.blocks` measures the noise's spectrum and the variance in each block. A law's level is
-the *mode* of variance over the law's variance function: blocks with structure scatter above it, flat ones
-gather at it. The exponent of the variance function comes from a robust line through the modes at each
-intensity, in logarithms. Intervals are from resampled blocks.
+:mod:`n2s_med.noise.blocks` cuts blocks, :mod:`n2s_med.noise.spectrum` measures the noise's spectrum on flat ones
+and the variance in each. The exponent of the variance function comes from a robust line through the levels at
+each intensity, in logarithms; the level is where the flat blocks' variances over that function gather; and
+:mod:`n2s_med.noise.variation` finds how it varies over the volume. Intervals are from resampled regions, with
+the scatter between intensities.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.noise import LAWS, NoiseModel
-from n2s_med.noise.blocks import blocks_of, degrees_of_freedom, noise_spectrum, variance_of
+from n2s_med.noise.blocks import ENOUGH, FINE_EDGE, Blocks, blocks_of
 from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.lattice import lattice_near, quantum_of
+from n2s_med.noise.points import Points
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.spectrum import noise_spectrum, points_of
+from n2s_med.noise.variation import Variation, fitted, variation_of
 
 FEWEST_BLOCKS = 24
 """Blocks without which there is no estimate."""
 
-ENOUGH = 48
-"""Blocks that must be left when some are set aside."""
-
-FEWEST_IN_BIN = 2
-"""Blocks without which an intensity bin says nothing."""
-
-QUIET = 0.5
-"""Share of the blocks, those with the least structure, that the estimates rest on."""
-
-LOW_END = 0.15
-"""Share of all blocks below the low end of their variances."""
-
-AGREED = 0.15
-"""Share of the intensity bins that lie at or below the level taken: structure lifts the others."""
-
-DENSEST = 0.35
-"""Share of the values in the interval by which the mode is found, halving in on it."""
-
-BINS = 12
-"""Intensity bins of the variance function."""
+BEYOND_CHANCE = 0.025
+"""Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum."""
 
 RESAMPLES = 40
 """Bootstrap resamples behind an interval."""
+
+REGION_BLOCKS = 2.0
+"""Edge of the regions that are resampled, in block edges: blocks overlap, and structure is local."""
 
 WHITE_BELOW = 0.1
 """Noise whose neighbours correlate less than this is treated as white."""
@@ -54,24 +44,32 @@ WHITE_BELOW = 0.1
 MAGNITUDE_SNR = 4.0
 """MR magnitude below this many noise SDs is Rician; such blocks are left out."""
 
+SKEWED = 0.35
+"""Mean skewness of flat blocks of like intensity from which they are not Gaussian: the magnitude of noise alone
+has 0.63, noise cut off at zero 1.6."""
+
 AIR = 1e-3
-"""Blocks below this share of the brightest are air and say nothing of the variance function."""
+"""Blocks below this share of the brightest are air and say nothing of the noise."""
+
+SHADE = 1e-2
+"""Those below this share say nothing of the exponent: the spill of what is brighter runs through them."""
 
 POOR_FIT = 0.25
 """RMS deviation of log variance from the law above which the fit is called poor (about 25 %)."""
 
-DARK = 0.1
-"""Blocks below this share of the intensity range may be air."""
+FLAT_IN_BIN, FLAT_SHARE = 8, 0.1
+FLAT_ERROR, ROUGH_ERROR = 0.05, 0.3
+"""Flat blocks that an intensity bin's log variance rests on, and their share of the bin: fewer may be structure
+that looks flat by chance. The bin's error then beyond chance, and that of bins with fewer."""
 
-LESS_NOISE = 0.6
-"""Air with less than this share of the noise's SD elsewhere is left out."""
+NARROW = 0.7
+"""Range of log intensity (a factor of two) below which small blocks are looked at for other shades."""
 
-SNAP = 1.0
-"""A gain this near (in logarithm) to the lattice of the values is the lattice: the values are counts."""
+BOUNDING = 3
+"""Rounds in which the upper bounds that say nothing are found."""
 
-FEW_COUNTS = 20
-ON_LATTICE = 0.9
-"""Values below so many counts are looked at, and the mean cosine from which they are whole counts."""
+LEAST_STRUCTURE = 0.1
+"""Share of the blocks, those with the least structure, that are used where none is flat."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Estimate:
     Attributes
     ----------
     noise
-        Law with its level, and correlation.
+        Law with its level (a map where it varies), and correlation.
     level_interval
         95 % interval of the level over the level itself, such as (0.97, 1.03).
     power, power_interval
@@ -92,7 +90,10 @@ class Estimate:
     neighbour_correlation
         Correlation of the noise of neighbouring voxels along each axis.
     blocks
-        Number of quiet blocks behind the figures.
+        Number of flat blocks behind the figures.
+    variation
+        5th and 95th percentile over the volume of the noise's standard deviation, relative to the median, where
+        it varies in space; else ``None``.
     """
 
     noise: ScanNoise
@@ -102,6 +103,7 @@ class Estimate:
     misfit: Mapping[str, float]
     neighbour_correlation: tuple[float, ...]
     blocks: int
+    variation: tuple[float, float] | None = None
 
     @property
     def fits(self) -> bool:
@@ -152,32 +154,34 @@ def estimate(
         raise ConfigurationError(f"unknown noise law {law!r}", remedy=f"choose one of {', '.join(LAWS)}")
     generator = torch.Generator().manual_seed(seed)
     blocks = blocks_of(y, valid, spacing_mm, generator)
-    _require(len(blocks.mean))
-    power, structure = noise_spectrum(blocks)
-    low_end = _log_chi2_quantile(LOW_END, degrees_of_freedom(blocks, power))
-    points = _Points(blocks.mean, variance_of(blocks, power).log(), structure, low_end)
-    if magnitude:
-        points = points.above_noise_floor()
+    _require(len(blocks))
     signed = bool((y[valid] < 0).any())
-    fits = _law_fits(points, signed)
+    spectrum = noise_spectrum(blocks, signed)
+    points = _usable(blocks, spectrum, magnitude)
+    shades = points
+    if not signed and _Curve.of(_shades(points)).is_narrow:
+        small = blocks_of(y, valid, spacing_mm, generator, FINE_EDGE)
+        if len(small) >= FEWEST_BLOCKS:
+            shades = _usable(small, noise_spectrum(small, signed), magnitude)
+    variation = _variation(points, shades, signed, tuple(y.shape), blocks.shape, seed)
+    fits = _law_fits(shades, variation, signed)
     chosen = law or min(fits.misfit, key=fits.misfit.__getitem__)
-    noise_law, level_interval = _level(points, chosen, fits.power, generator)
-    if noise_law.quantum and (width := _lattice_near(y[valid], noise_law.quantum)):
-        noise_law, level_interval = LAWS[chosen].of_dispersion(noise_law.variance_power, width), (1.0, 1.0)
-    correlation = Correlation.from_power(power.view(blocks.shape))
-    neighbours = tuple(lag if n > 1 else 0.0 for lag, n in zip(correlation.neighbours, blocks.shape, strict=True))
-    if max(map(abs, neighbours)) < WHITE_BELOW:
-        correlation = Correlation.white(y.ndim)
-    quantum = quantum_of(y[valid], noise_law)
-    floor = -math.inf if noise_law.variance_power == 0 or quantum else points.air()
+    level = _level(points, chosen, fits.power, variation, blocks.shape, generator)
+    found, level_interval, spread = level.law(chosen), level.interval(chosen), level.spread
+    if found.quantum and (width := lattice_near(y[valid], found.quantum)):
+        found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
+    correlation, neighbours = _correlation(spectrum.view(blocks.shape))
+    quantum = quantum_of(y[valid], found)
+    floor = -math.inf if found.variance_power == 0 or quantum else _air(points)
     return Estimate(
-        noise=ScanNoise(noise_law, correlation, quantum, floor),
+        noise=ScanNoise(found, correlation, quantum, floor),
         level_interval=level_interval,
         power=fits.power,
-        power_interval=_power_interval(points, generator) if not signed else (float("nan"),) * 2,
-        misfit=fits.misfit | ({chosen: fits.misfit.get(chosen, float("inf"))}),
+        power_interval=(math.nan, math.nan) if signed else _power_interval(shades, variation, blocks.shape, generator),
+        misfit=fits.misfit | ({chosen: fits.misfit.get(chosen, math.inf)}),
         neighbour_correlation=neighbours,
-        blocks=len(points.mean),
+        blocks=level.blocks,
+        variation=spread,
     )
 
 
@@ -189,69 +193,65 @@ def _require(count: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Points:
-    """Mean, log variance and structure of blocks, and how far pure noise's low end lies off its level."""
-
-    mean: Tensor
-    log_variance: Tensor
-    structure: Tensor
-    low_end: float
-
-    def where(self, keep: Tensor) -> _Points:
-        return _Points(self.mean[keep], self.log_variance[keep], self.structure[keep], self.low_end)
-
-    def resampled(self, generator: torch.Generator) -> _Points:
-        return self.where(torch.randint(len(self.mean), (len(self.mean),), generator=generator))
-
-    def level(self, rho: float = 0.0) -> Tensor:
-        """Log of the noise variance over ``mean**rho`` in these blocks, of like intensity.
-
-        The mode of those with little structure, or what the low end of all of them says if that is less.
-        """
-        values = self.log_variance - (rho * self.mean.abs().log() if rho else 0.0)
-        quiet = values[self.structure <= self.structure.quantile(QUIET)]
-        return torch.minimum(mode(quiet), values.quantile(LOW_END) - self.low_end)
-
-    def bins(self) -> list[_Points]:
-        """The blocks in bins of like intensity."""
-        return [self.where(index) for index in self.mean.argsort().tensor_split(BINS) if len(index) >= FEWEST_IN_BIN]
-
-    def floor(self, rho: float = 0.0) -> Tensor:
-        """Log of the noise variance over ``mean**rho`` in the quietest bins: structure only adds."""
-        return torch.stack([b.level(rho) for b in self.bins()]).quantile(AGREED)
-
-    def above_noise_floor(self) -> _Points:
-        """Without the blocks in which magnitude is Rician, if enough are left."""
-        points = self
-        for _ in range(2):
-            bright = self.where(self.mean > MAGNITUDE_SNR * float((points.floor() / 2).exp()))
-            if len(bright.mean) < ENOUGH:
-                break
-            points = bright
-        return points
-
-    def without_quiet_air(self) -> _Points:
-        """Without the air, if it has far less noise than the rest: it was clipped or masked there."""
-        low, high = self.mean.quantile(0.005), self.mean.quantile(0.995)
-        dark = self.mean < low + DARK * (high - low)
-        if min(int(dark.sum()), int((~dark).sum())) < ENOUGH:
-            return self
-        elsewhere = self.where(~dark)
-        return elsewhere if self.where(dark).floor() - elsewhere.floor() < 2 * math.log(LESS_NOISE) else self
-
-    def not_air(self) -> _Points:
-        return self.where(self.mean > self.air())
-
-    def air(self) -> float:
-        """Intensity below which there is air."""
-        return AIR * max(float(self.mean.quantile(0.99)), 0.0)
+# -- which blocks --------------------------------------------------------------------------------------
 
 
-def _log_chi2_quantile(share: float, degrees: float) -> float:
-    """Log of the quantile of a chi-square over its mean (Wilson & Hilferty 1931)."""
-    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * share - 1)))
-    return 3 * math.log(max(1 - 2 / (9 * degrees) + z * math.sqrt(2 / (9 * degrees)), 0.05))
+def _usable(blocks: Blocks, spectrum: Tensor, magnitude: bool) -> Points:
+    """The blocks without Rician ones; those with the least structure pass for flat where too few are."""
+    points = points_of(blocks, spectrum)
+    if int(points.flat.sum()) < ENOUGH:
+        count = min(len(points), max(ENOUGH, int(LEAST_STRUCTURE * len(points))))
+        points = replace(points, flat=points.structure <= points.structure.sort().values[count - 1])
+    return _above_noise_floor(points) if magnitude else points
+
+
+def _above_noise_floor(points: Points) -> Points:
+    """Without the blocks in which magnitude is Rician, if enough are left."""
+    for _ in range(2):
+        noise_floor = float((points.where(points.flat).floor() / 2).exp())
+        bright = points.where(points.mean > MAGNITUDE_SNR * noise_floor)
+        if int(bright.flat.sum()) < ENOUGH:
+            break
+        points = bright
+    return points
+
+
+def _symmetric(points: Points) -> Points:
+    """Without the intensities at which the noise is skewed (cut off, or Rician), if enough are left."""
+    even = [b for b in points.bins() if not _is_skewed(b)]
+    return Points.joined(even) if sum(int(b.flat.sum()) for b in even) >= ENOUGH else points
+
+
+def _is_skewed(points: Points) -> bool:
+    """Whether the quietest of the flat blocks, of which structure has no part, are skewed."""
+    flat = points.where(points.flat)
+    if len(flat) < FLAT_IN_BIN:
+        return False
+    quiet = flat.where(flat.log_variance <= flat.log_variance.median())
+    return float(quiet.skewness.median().abs()) > SKEWED
+
+
+def _not_air(points: Points) -> Points:
+    return points.where(points.mean > _air(points))
+
+
+def _air(points: Points) -> float:
+    """Intensity below which there is air."""
+    return AIR * max(float(points.mean.quantile(0.99)), 0.0)
+
+
+def _shades(points: Points) -> list[Points]:
+    """The intensities on which the exponent is measured."""
+    return points.where(points.mean > SHADE / AIR * _air(points)).log_bins()
+
+
+def _flat_for(points: Points, rho: float) -> Points:
+    """The flat blocks that a law of this exponent is measured on."""
+    used = _not_air(points) if rho else _symmetric(points)
+    return used.where(used.flat)
+
+
+# -- which law -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -262,84 +262,98 @@ class _Fits:
     misfit: dict[str, float]
 
 
-def mode(values: Tensor) -> Tensor:
-    """Half-sample mode: the middle of the interval that is densest, narrowed down again and again."""
-    values = values.sort().values
-    while (count := max(8, int(len(values) * DENSEST))) < len(values):
-        start = int((values[count - 1 :] - values[: len(values) - count + 1]).argmin())
-        values = values[start : start + count]
-    return values.median()
-
-
-def _curve(points: _Points) -> tuple[Tensor, Tensor, Tensor]:
-    """Log intensity, log variance and weight of each intensity bin; scattered bins hold structure."""
-    bins = points.bins()
-    x = torch.stack([b.mean.abs().log().median() for b in bins])
-    v = torch.stack([b.level() for b in bins])
-    spread = torch.stack([b.log_variance.quantile(0.5) - b.log_variance.quantile(0.1) for b in bins])
-    return x, v, 1 / (spread**2 + 0.05**2)
-
-
-def _law_fits(points: _Points, signed: bool) -> _Fits:
-    """Fit every law to the variance function."""
+def _law_fits(points: Points, variation: Variation, signed: bool) -> _Fits:
+    """Fit every law to the variance function, the variation in space taken off."""
+    level = points.less(variation)
+    curve = _Curve.of(_symmetric(level).bins())
+    misfit = {name: curve.misfit(0.0) for name, law in LAWS.items() if law.fixed_power == 0}
     if signed:
-        _, v, weight = _curve(points)
-        return _Fits(float("nan"), {name: _spread(v, weight) for name, law in LAWS.items() if law.fixed_power == 0})
-    x, v, weight = _curve(points.not_air())
-    power, _ = _robust_line(x, v, weight)
-    return _Fits(power, {name: _spread(v - _exponent(name, power) * x, weight) for name in LAWS})
+        return _Fits(math.nan, misfit)
+    curve = _Curve.of(_shades(level))
+    power = curve.power()
+    return _Fits(power, {name: misfit.get(name, curve.misfit(_exponent(name, power))) for name in LAWS})
 
 
-def _spread(residual: Tensor, weight: Tensor) -> float:
-    """Weighted RMS about the weighted median, outliers held at three of it."""
-    order = residual.argsort()
-    half = weight[order].cumsum(0) >= weight.sum() / 2
-    deviation = (residual - residual[order][half][0]).abs()
-    return float(((deviation.clamp_max(1.0) ** 2 * weight).sum() / weight.sum()).sqrt())
+@dataclass(frozen=True)
+class _Curve:
+    """Log intensity, log variance, weight and flatness of each intensity bin.
+
+    Bins with enough flat blocks rest on those. The level of others is what the low end of all their blocks says,
+    and an upper bound: structure only adds.
+    """
+
+    x: Tensor
+    v: Tensor
+    weight: Tensor
+    flat: Tensor
+
+    @classmethod
+    def of(cls, bins: Sequence[Points]) -> _Curve:
+        rows = []
+        for b in bins:
+            flat = b.where(b.flat)
+            enough = len(flat) >= max(FLAT_IN_BIN, FLAT_SHARE * len(b))
+            used = flat if enough else b
+            error = flat.scatter / math.sqrt(len(flat)) + FLAT_ERROR if enough else ROUGH_ERROR
+            rows.append((used.mean.abs().log().median(), used.level(), 1 / error**2, enough))
+        x, v, weight, flat = torch.tensor(rows, dtype=torch.float64).T
+        return cls(x, v, weight, flat.bool())
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the flat bins span too little intensity to tell an exponent."""
+        at = self.x[self.flat]
+        return len(at) < 3 or float(at.max() - at.min()) < NARROW
+
+    def power(self) -> float:
+        """Exponent of the variance function: a robust line, to which upper bounds above it say nothing."""
+        slope, above = _robust_line(self.x, self.v, self.weight)
+        if self.is_narrow:
+            return slope
+        for _ in range(BOUNDING):
+            told = self.flat | (above < 0)
+            slope, above = _robust_line(self.x, self.v, self.weight * told)
+        return slope
+
+    @property
+    def power_error(self) -> float:
+        """Standard error of the exponent by the bins' own errors."""
+        w = self.weight / self.weight.sum()
+        centre = (w * self.x).sum()
+        return float((self.weight * (self.x - centre) ** 2).sum().clamp_min(1e-6) ** -0.5)
+
+    def misfit(self, rho: float) -> float:
+        """Weighted RMS deviation about the weighted median, held at one; upper bounds only from below."""
+        residual = self.v - rho * self.x
+        order = residual.argsort()
+        half = self.weight[order].cumsum(0) >= self.weight.sum() / 2
+        off = residual - residual[order][half][0]
+        off = off.where(self.flat, off.clamp_max(0)).clamp(-1, 1)
+        return float(((off**2 * self.weight).sum() / self.weight.sum()).sqrt())
 
 
-def _robust_line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float]:
-    """Slope and intercept by iteratively reweighted least squares with Tukey's biweight."""
+def _robust_line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, Tensor]:
+    """Slope of a line, and what lies above it, by iteratively reweighted least squares with Tukey's biweight."""
     robust = torch.ones_like(weight)
-    slope, centre = 0.0, 0.0
+    slope, above = 0.0, torch.zeros_like(y)
     for _ in range(20):
         w = weight * robust
         mx, my = (x * w).sum() / w.sum(), (y * w).sum() / w.sum()
         slope = float(((x - mx) * (y - my) * w).sum() / ((x - mx) ** 2 * w).sum().clamp_min(1e-12))
-        centre = float(my - slope * mx)
-        residual = (y - centre - slope * x).abs()
-        scale = (4.7 * 1.48 * residual.median()).clamp_min(0.05)
-        robust = (1 - (residual / scale).clamp_max(1) ** 2) ** 2
-    return slope, centre
+        above = y - my - slope * (x - mx)
+        scale = (4.7 * 1.48 * above[weight > 0].abs().median()).clamp_min(0.05)
+        robust = (1 - (above.abs() / scale).clamp_max(1) ** 2) ** 2
+    return slope, above
 
 
-def _power_interval(points: _Points, generator: torch.Generator) -> tuple[float, float]:
-    seen = points.not_air()
-    draws = [_robust_line(*_curve(seen.resampled(generator)))[0] for _ in range(RESAMPLES)]
-    return _interval(torch.tensor(draws))
-
-
-def _interval(draws: Tensor) -> tuple[float, float]:
-    return float(draws.quantile(0.025)), float(draws.quantile(0.975))
-
-
-def _level(
-    points: _Points, law: str, power: float, generator: torch.Generator
-) -> tuple[NoiseModel, tuple[float, float]]:
-    """The law with its level, and the level's interval relative to it."""
-    rho = _exponent(law, power)
-    used = points if rho == 0 else points.not_air()
-    _require(len(used.mean))
-
-    if rho == 0:
-        used = used.without_quiet_air()
-    centre = used.floor(rho)
-    draws = torch.stack([used.resampled(generator).floor(rho) for _ in range(RESAMPLES)])
-    dispersion = float(centre.exp())
-    low, high = _interval((draws - centre).exp())
-    found, least, most = (LAWS[law].of_dispersion(rho, dispersion * factor) for factor in (1.0, low, high))
-    ends = sorted(_level_of(end) / _level_of(found) for end in (least, most))
-    return found, (ends[0], ends[1])
+def _power_interval(
+    points: Points, variation: Variation, edges: Sequence[int], generator: torch.Generator
+) -> tuple[float, float]:
+    seen = points.less(variation)
+    curve = _Curve.of(_shades(seen))
+    draws = [_Curve.of(_shades(drawn)).power() for drawn in _resampled(seen, edges, generator)]
+    error = math.hypot(float(torch.tensor(draws).std()), curve.power_error)
+    return curve.power() - 2 * error, curve.power() + 2 * error
 
 
 def _exponent(law: str, power: float) -> float:
@@ -348,37 +362,85 @@ def _exponent(law: str, power: float) -> float:
     return fixed if fixed is not None else min(max(power, 0.0), 2.0) if power == power else 0.0
 
 
-def _level_of(law: NoiseModel) -> float:
-    """The law's level: its last parameter."""
-    return list(law.parameters.values())[-1]
+# -- how much, and where -------------------------------------------------------------------------------
 
 
-def quantum_of(values: Tensor, law: NoiseModel) -> float:
-    """Width of the count lattice where ``values`` are whole counts of a Poisson law, else 0."""
-    width = _lattice_near(values, law.quantum) if law.quantum else 0.0
-    return width if width and abs(law.quantum / width - 1) < 0.02 else 0.0
+def _variation(
+    points: Points, shades: Points, signed: bool, shape: tuple[int, ...], edges: Sequence[int], seed: int
+) -> Variation:
+    """How the level varies in space beyond what a power of the intensity explains."""
+    power = 0.0 if signed else _Curve.of(_shades(shades)).power()
+    found = variation_of(_flat_for(points, power), power, shape, edges, seed)
+    if signed or found.is_constant:
+        return found
+    power = _Curve.of(_shades(shades.less(found))).power()
+    return variation_of(_flat_for(points, power), power, shape, edges, seed)
 
 
-def _lattice_near(values: Tensor, gain: float) -> float:
-    """Width of the lattice from zero up that ``values`` lie on, within a factor of ``exp(SNAP)`` of ``gain``, or 0.
+@dataclass(frozen=True)
+class _Level:
+    """Level of a law: log of the noise variance over ``mean**rho``, its error, and its variation in space."""
 
-    The lattice is the widest for which the mean of ``cos(2π y / width)`` over the lowest counts is nearly one:
-    its halves and thirds would do as well.
-    """
-    some = values[:: 1 + values.numel() // 200_000].double()
-    some = some[(some > 0.5 * gain * math.exp(-SNAP)) & (some < FEW_COUNTS * gain)]
-    if len(some) < FEWEST_BLOCKS:
-        return 0.0
-    some = some[:: 1 + len(some) // 5_000]
+    rho: float
+    log_dispersion: float
+    error: float
+    field: Tensor | None
+    blocks: int
 
-    def concordance(widths: Tensor) -> Tensor:
-        return torch.cos(2 * math.pi * some / widths[:, None]).mean(1)
+    def law(self, name: str) -> NoiseModel:
+        dispersion = math.exp(self.log_dispersion)
+        return LAWS[name].of_dispersion(self.rho, dispersion if self.field is None else dispersion * self.field.exp())
 
-    widths = gain * torch.linspace(-SNAP, SNAP, 4_001, dtype=torch.float64).exp()
-    fitting = widths[concordance(widths) > ON_LATTICE]
-    if not len(fitting):
-        return 0.0
-    for reach in (0.02, 1e-3, 5e-5):
-        near = fitting[-1] * torch.linspace(1 - reach, 1 + reach, 401, dtype=torch.float64)
-        fitting = near[concordance(near).argmax()][None]
-    return float(fitting[0])
+    def interval(self, name: str) -> tuple[float, float]:
+        """95 % interval of the law's level over the level."""
+        laws = [LAWS[name].of_dispersion(self.rho, math.exp(self.log_dispersion + k * self.error)) for k in (0, -2, 2)]
+        found, *ends = (list(law.parameters.values())[-1] for law in laws)
+        return min(ends) / found, max(ends) / found
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        if self.field is None:
+            return None
+        some = (self.field.flatten()[:: 1 + self.field.numel() // 100_000] / 2).exp()
+        return float(some.quantile(0.05)), float(some.quantile(0.95))
+
+
+def _level(
+    points: Points, law: str, power: float, variation: Variation, edges: Sequence[int], generator: torch.Generator
+) -> _Level:
+    rho = _exponent(law, power)
+    used = _flat_for(points, rho)
+    _require(len(used))
+    field = None
+    if not variation.is_constant:
+        variation = fitted(used, rho, variation.intervals, variation.shape)
+        seen = variation.at(used.centre)
+        field = variation.field().clamp(float(seen.min()), float(seen.max()))
+        middle = float(field.median())
+        field -= middle
+        used = used.less(variation, middle)
+    centre = used.settled(rho)
+    draws = torch.stack([drawn.settled(rho) for drawn in _resampled(used, edges, generator)])
+    between = torch.stack([b.settled(rho) for b in used.bins()])
+    error = math.hypot(float(draws.std()), float(between.std()) / math.sqrt(len(between)), BEYOND_CHANCE)
+    return _Level(rho, float(centre), error, field, len(used))
+
+
+def _resampled(points: Points, edges: Sequence[int], generator: torch.Generator) -> list[Points]:
+    """Bootstrap by regions of the volume."""
+    region = (points.centre / (REGION_BLOCKS * torch.tensor(edges))).floor().long()
+    _, number = torch.unique(region, dim=0, return_inverse=True)
+    members = [(number == r).nonzero()[:, 0] for r in range(int(number.max()) + 1)]
+    draws = torch.randint(len(members), (RESAMPLES, len(members)), generator=generator)
+    return [points.where(torch.cat([members[r] for r in draw])) for draw in draws.tolist()]
+
+
+# -- correlation ---------------------------------------------------------------------------------------
+
+
+def _correlation(power: Tensor) -> tuple[Correlation, tuple[float, ...]]:
+    """Correlation of a spectrum on the grid of a block, and that of neighbouring voxels along each axis."""
+    correlation = Correlation.from_power(power)
+    neighbours = tuple(lag if n > 1 else 0.0 for lag, n in zip(correlation.neighbours, power.shape, strict=True))
+    white = max(map(abs, neighbours)) < WHITE_BELOW
+    return Correlation.white(power.ndim) if white else correlation, neighbours

@@ -57,9 +57,10 @@ class Gamma(NoiseModel):
         return x**2 / self.k
 
     @classmethod
-    def of_dispersion(cls, power: float, dispersion: float) -> Gamma:  # noqa: ARG003 - the power is fixed
+    def of_dispersion(cls, power: float, dispersion: Parameter) -> Gamma:  # noqa: ARG003 - the power is fixed
         """Gamma noise of squared coefficient of variation ``dispersion``, held to the law's domain."""
-        return cls(max(1 / dispersion, 1 + 1e-6))
+        least = 1 + 1e-6
+        return cls((1 / dispersion).clamp_min(least) if isinstance(dispersion, Tensor) else max(1 / dispersion, least))
 
     def scaled(self, factor: float) -> Gamma:  # noqa: ARG002 - the law has no unit
         """Return the same law: ``k`` has no unit."""

@@ -43,7 +43,7 @@ class Gaussian(NoiseModel):
         return torch.as_tensor(self.sigma, dtype=x.dtype, device=x.device) ** 2 + torch.zeros_like(x)
 
     @classmethod
-    def of_dispersion(cls, power: float, dispersion: float) -> Gaussian:  # noqa: ARG003 - the power is fixed
+    def of_dispersion(cls, power: float, dispersion: Parameter) -> Gaussian:  # noqa: ARG003 - the power is fixed
         """Gaussian noise of this variance."""
         return cls(dispersion**0.5)
 

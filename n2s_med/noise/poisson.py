@@ -65,7 +65,7 @@ class Poisson(NoiseModel):
         return self.gain * x
 
     @classmethod
-    def of_dispersion(cls, power: float, dispersion: float) -> Poisson:  # noqa: ARG003 - the power is fixed
+    def of_dispersion(cls, power: float, dispersion: Parameter) -> Poisson:  # noqa: ARG003 - the power is fixed
         """Poisson noise of this gain."""
         return cls(dispersion)
 

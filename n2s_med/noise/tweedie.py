@@ -90,7 +90,7 @@ class Tweedie(NoiseModel):
         return self.dispersion * x**self.power
 
     @classmethod
-    def of_dispersion(cls, power: float, dispersion: float) -> Tweedie:
+    def of_dispersion(cls, power: float, dispersion: Parameter) -> Tweedie:
         """The law itself, its power held to [0, 2]."""
         return cls(min(max(power, 0.0), 2.0), dispersion)
 

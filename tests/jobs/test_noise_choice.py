@@ -72,13 +72,26 @@ def test_a_law_asked_for_is_kept_and_a_better_one_told() -> None:
 
 
 def test_noise_that_no_law_describes_is_told() -> None:
-    """Only one law admits negative values, and the noise grows with the place, not with the intensity."""
-    x = ramp() - 300
-    y = x + torch.linspace(2, 60, 48)[:, None, None] * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    """Only one law admits negative values, and the noise jumps from shade to shade."""
+    jumps = 5 * 8.0 ** torch.randint(2, (4, 4, 4), generator=torch.Generator().manual_seed(2))
+    for axis in range(3):
+        jumps = jumps.repeat_interleave(12, axis)
+    y = ramp() - 300 + jumps * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     choice = chosen(y, "ct")
     assert choice.noise.law.name == "gaussian"
     assert any("no other law fits better" in told for told in choice.warnings)
     assert choice.figures()["misfit_by_law"]
+
+
+def test_noise_that_varies_in_space_is_mapped_and_told() -> None:
+    growing = torch.linspace(5, 20, 96)[:, None, None].expand(96, 48, 48)
+    y = ramp().repeat(2, 1, 1) - 300 + growing * torch.randn(96, 48, 48, generator=torch.Generator().manual_seed(0))
+    choice = chosen(y, "ct")
+    assert choice.warnings == ()
+    assert "its SD varies over the volume, 0." in choice.sentence
+    low, high = choice.figures()["noise_sd_over_the_volume_percentiles_5_95_relative"]  # type: ignore[misc]
+    assert low == pytest.approx(5.75 / 12.5, rel=0.15)
+    assert high == pytest.approx(19.25 / 12.5, rel=0.15)
 
 
 def test_a_law_given_with_its_level() -> None:
@@ -88,7 +101,7 @@ def test_a_law_given_with_its_level() -> None:
     assert choice.figures()["sigma"] == 7.0
 
 
-@pytest.mark.parametrize("law", [("poisson", {"gain": 1.0}), ("poisson", {}), ("gamma", {"k": 9.0})])
+@pytest.mark.parametrize("law", [("poisson", {"gain": 1.0}), ("poisson", {}), ("gamma", {"k": 9.0}), ("tweedie", {})])
 def test_data_outside_a_law_asked_for(law: tuple[str, dict[str, float]]) -> None:
     with pytest.raises(NoiseLawError, match="negative"):
         chosen(scan(Gaussian(12.0)) - 300, None, NoiseRequest(*law))
@@ -138,6 +151,25 @@ def test_rician_bias_is_told() -> None:
     assert any("Rician" in told for told in chosen(magnitude, "mr").warnings)
     assert not any("Rician" in told for told in chosen(magnitude, "ct").warnings)
     assert not any("Rician" in told for told in chosen(scan(Gaussian(9.0)), "mr").warnings)
+
+
+def test_the_rician_bias_is_taken_off_the_denoised_scan() -> None:
+    """The mean of air is 1.25 sigma; of it nothing is left, and of bright signal all but sigma²/(2 A)."""
+    x = ramp()
+    x[:24] = 0
+    real, imaginary = (9.0 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    magnitude = ((x + real) ** 2 + imaginary**2).sqrt()
+    choice, valid = chosen(magnitude, "mr"), torch.ones(SHAPE, dtype=torch.bool)
+    assert any("is corrected for that bias" in told for told in choice.warnings)
+    assert choice.figures()["rician_bias_corrected"] is True
+    mean = torch.where(x == 0, 9 * 1.2533, x + 81 / (2 * x.clamp_min(1)))
+    found = choice.corrected(mean, valid)
+    assert float((found - x).abs()[x > 0].max()) < 0.3
+    assert float(found[:24].max()) < 0.35 * 9
+    torch.testing.assert_close(choice.corrected(mean, ~valid), mean)
+    off = chosen(magnitude, "mr", NoiseRequest(rician="off"))
+    assert any("that bias stays" in told for told in off.warnings)
+    assert off.corrected(mean, valid) is mean
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""Noise power spectrum of blocks, and from it the variance and the structure of each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from n2s_med.noise.blocks import Blocks
+from n2s_med.noise.points import REJECTED, Points
+
+FLAT = 0.3
+"""Share of the blocks kept in each of the two choices of flat ones at the start."""
+
+BINS = 12
+FEWEST_IN_BIN = 40
+"""Most intensity bins at the start, and fewest blocks in each."""
+
+CHI2_MEDIAN = 0.4549
+"""Median of a squared standard normal."""
+
+UPPER = 0.5
+"""Share of the noise power, from the highest frequency down, by which a block's variance is measured."""
+
+LOWEST = 0.25
+"""Share of the frequencies, the lowest, that tell structure."""
+
+ROUNDS = 3
+"""How often the flat blocks are chosen anew by the spectrum measured on them."""
+
+FEWEST = 24
+"""Flat blocks without which a spectrum is not measured anew."""
+
+
+def noise_spectrum(blocks: Blocks, signed: bool) -> Tensor:
+    """Noise power spectrum, relative, mean one, shape (F,).
+
+    Structure adds energy, and most at low frequencies. So at first flat blocks are those with the least energy
+    among blocks of like intensity and, of these, with the least of it at low frequencies. Intensities without
+    any flat block spoil that choice; so next the blocks are taken whose variance is the least that a noise law
+    admits at their intensity, and which that spectrum explains. Blocks are chosen by the frequencies of one
+    parity and the spectrum of the other parity is measured on them, in turn, so that the choice does not pull
+    the measured power down.
+    """
+    power = _first(blocks)
+    for _ in range(ROUNDS):
+        power = _again(blocks, power, signed)
+    return power
+
+
+def points_of(blocks: Blocks, power: Tensor, seen: Tensor | None = None) -> Points:
+    """The blocks as points, by the frequencies ``seen`` (all but the origin by default)."""
+    seen = blocks.varying if seen is None else seen
+    upper = _upper(blocks, power, seen)
+    variance = _variance(blocks, power, upper)
+    halves = torch.stack([_variance(blocks, power, upper[blocks.parity[upper] == p]) for p in (False, True)], dim=1)
+    low = seen & (blocks.frequency <= blocks.frequency.quantile(LOWEST))
+    structure = (blocks.energy[:, low] / (variance[:, None] * power[low])).mean(1)
+    degrees = float(power[upper].sum() ** 2 / power[upper].square().sum())
+    spread = (2 / max(int(low.sum()), 1) + 2 / degrees) ** 0.5  # of a ratio of two variances of noise alone
+    return Points(
+        mean=blocks.mean,
+        log_variance=variance.log(),
+        halves=halves.log(),
+        structure=structure,
+        flat=structure <= 1 + REJECTED * spread,
+        skewness=blocks.skewness,
+        centre=blocks.centre,
+        degrees=degrees,
+    )
+
+
+def _upper(blocks: Blocks, power: Tensor, seen: Tensor) -> Tensor:
+    """The highest of the frequencies seen that hold :data:`UPPER` of their noise power."""
+    order = blocks.frequency.argsort(descending=True)
+    order = order[seen[order]]
+    return order[power[order].cumsum(0) <= UPPER * power[seen].sum()]
+
+
+def _variance(blocks: Blocks, power: Tensor, used: Tensor) -> Tensor:
+    variance = blocks.energy[:, used].sum(1) / power[used].sum()
+    return variance.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _first(blocks: Blocks) -> Tensor:
+    bins = blocks.mean.argsort().tensor_split(min(BINS, max(1, len(blocks) // FEWEST_IN_BIN)))
+    middle = blocks.frequency[blocks.varying].quantile(0.5)
+    power = torch.ones(blocks.energy.shape[1], dtype=torch.float64)
+    for parity in (False, True):
+        seen = (blocks.parity == parity) & blocks.varying
+        total = blocks.energy[:, seen].mean(1)
+        quiet = torch.cat([index[total[index].argsort()[: _share(index)]] for index in bins])
+        low = blocks.energy[quiet][:, seen & (blocks.frequency <= middle)].mean(1)
+        flat = quiet[(low / total[quiet]).argsort()[: _share(quiet)]]
+        measured = blocks.parity != parity
+        energy = blocks.energy[flat] / blocks.energy[flat][:, measured & blocks.varying].mean(1, keepdim=True)
+        power[measured] = _median_power(energy[:, measured])
+    return _smoothed(power, blocks.shape)
+
+
+def _again(blocks: Blocks, power: Tensor, signed: bool) -> Tensor:
+    """The spectrum on the blocks that agree with the last one and with the least variance admitted."""
+    new = power.clone()
+    for parity in (False, True):
+        seen = (blocks.parity == parity) & blocks.varying
+        points = points_of(blocks, power, seen)
+        above = points.log_variance - points.envelope(signed)
+        agreed = (above <= 0) & (above >= -REJECTED * points.scatter) & (points.structure <= 1)
+        if int(agreed.sum()) < FEWEST:
+            return power
+        measured = blocks.parity != parity
+        energy = blocks.energy[agreed][:, measured] / points.log_variance[agreed].exp()[:, None]
+        new[measured] = _median_power(energy)
+    return _smoothed(new, blocks.shape)
+
+
+def _median_power(energy: Tensor) -> Tensor:
+    return energy.quantile(0.5, dim=0) / CHI2_MEDIAN
+
+
+def _share(index: Tensor) -> int:
+    return max(1, int(FLAT * len(index)))
+
+
+def _smoothed(power: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Average neighbouring frequencies, take the origin from its neighbours, and normalise to mean one."""
+    grid = power.view(shape).clone()
+    nearest = [tuple(int(a == axis) for a in range(len(shape))) for axis in range(len(shape)) if shape[axis] > 1]
+    grid[(0,) * len(shape)] = torch.stack([grid[n] for n in nearest]).mean()
+    for axis, size in enumerate(shape):
+        if size > 2:
+            index = torch.arange(-1, size + 1).clamp(0, size - 1)
+            wide = grid.index_select(axis, index)
+            grid = (wide.narrow(axis, 0, size) + 2 * wide.narrow(axis, 1, size) + wide.narrow(axis, 2, size)) / 4
+    return (grid / grid.mean()).flatten()
