@@ -81,6 +81,13 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise refused(PermissionError(errno.EACCES, ""), path)
 
 
+def tidy_below(folder: Path) -> None:
+    """Clear away what killed processes left anywhere below ``folder``; what they had moved aside comes back."""
+    kinds = (left for kind in ("partial", "replaced") for left in folder.rglob(f".*.{kind}-*"))
+    for left in sorted(kinds):
+        _tidy(left.with_name(left.name[1:].rpartition(".")[0]))
+
+
 def refused(error: OSError, path: Path) -> OutputError:
     """Return the system's refusal to write ``path`` as an error of this package."""
     cause, remedy = _CAUSES.get(

@@ -21,7 +21,9 @@ from n2s_med import __version__
 from n2s_med.errors import ConfigurationError, N2SError
 
 if TYPE_CHECKING:
+    from n2s_med.batch import Layout
     from n2s_med.compute import Compute
+    from n2s_med.jobs.denoise import DenoiseJob
     from n2s_med.jobs.noise import NoiseRequest
     from n2s_med.training import TrainingConfig
 
@@ -58,32 +60,8 @@ def _say(line: str) -> None:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
-    from n2s_med.denoise import DenoiseOptions
-    from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
-
-    config = _adaptation(arguments)
-    job = DenoiseJob(
-        source=arguments.input,
-        output=arguments.output,
-        model=arguments.model,
-        from_scratch=arguments.from_scratch,
-        modality=arguments.modality,
-        noise=_noise(arguments),
-        config=config,
-        options=DenoiseOptions(
-            flips=not arguments.no_flips,
-            formula=arguments.formula,
-            tile_voxels=arguments.tile_voxels,
-            sd_probes=SD_PROBES if arguments.sd_map else 0,
-            seed=config.seed if config else arguments.seed or 0,
-        ),
-        compute=_compute(arguments),
-        overwrite=arguments.overwrite,
-        tracking=arguments.track,
-        quiet=arguments.quiet,
-    )
     trusted = True
-    for result in job.run(_say):
+    for result in replace(_denoise_job(arguments), tracking=arguments.track).run(_say):
         for warning in result.warnings:
             _say(f"warning: {result.label}: {warning}")
         print(f"{result.label}")
@@ -96,6 +74,46 @@ def _denoise(arguments: argparse.Namespace) -> int:
         print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed", flush=True)
         trusted = trusted and result.trusted
     return NOT_TRUSTED if arguments.strict and not trusted else 0
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from n2s_med.batch import AnyTree
+
+    return _run_batch(arguments, AnyTree())
+
+
+def _bids(arguments: argparse.Namespace) -> int:
+    from n2s_med.batch.bids import BidsTree
+
+    return _run_batch(arguments, BidsTree(arguments.participant_label))
+
+
+def _run_batch(arguments: argparse.Namespace, layout: Layout) -> int:
+    from n2s_med.batch import BatchJob, State, table
+
+    job = BatchJob(
+        source=arguments.input,
+        output=arguments.output,
+        job=_denoise_job(arguments),
+        device=arguments.device,
+        precision=arguments.precision,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        scheduler=arguments.scheduler,
+        layout=layout,
+        overwrite=arguments.overwrite,
+        quiet=arguments.quiet,
+    )
+    if arguments.dry_run:
+        print(table(job.plan()))
+        return 0
+    summary = job.run(_say)
+    done = summary.states[State.DONE]
+    for state, count in sorted(summary.states.items()):
+        print(f"{state:<9} {count}")
+    print(f"trust     {summary.trusted} of {done} passed all checks")
+    print(f"manifest  {summary.manifest}")
+    return NOT_TRUSTED if arguments.strict and summary.trusted < done else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -151,6 +169,32 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 # -- options -------------------------------------------------------------------------------------------
+
+
+def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
+    from n2s_med.denoise import DenoiseOptions
+    from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
+
+    config = _adaptation(arguments)
+    return DenoiseJob(
+        source=arguments.input,
+        output=arguments.output,
+        model=arguments.model,
+        from_scratch=arguments.from_scratch,
+        modality=arguments.modality,
+        noise=_noise(arguments),
+        config=config,
+        options=DenoiseOptions(
+            flips=not arguments.no_flips,
+            formula=arguments.formula,
+            tile_voxels=arguments.tile_voxels,
+            sd_probes=SD_PROBES if arguments.sd_map else 0,
+            seed=config.seed if config else arguments.seed or 0,
+        ),
+        compute=_compute(arguments),
+        overwrite=arguments.overwrite,
+        quiet=arguments.quiet,
+    )
 
 
 def _noise(arguments: argparse.Namespace) -> NoiseRequest:
@@ -228,16 +272,26 @@ def parser() -> argparse.ArgumentParser:
     denoise.set_defaults(run=_denoise)
     denoise.add_argument("input", type=Path, metavar="INPUT", help="NIfTI file, DICOM file or folder")
     denoise.add_argument("output", type=Path, metavar="OUTPUT", help="NIfTI file or folder, as the input is")
-    denoise.add_argument("--model", type=Path, help="model to use, as it is; by default the base weights, adapted")
-    denoise.add_argument("--adapt", type=_seconds, metavar="SECONDS", help="time to adapt the model; 0 for none")
-    denoise.add_argument("--from-scratch", action="store_true", help="train a new network on the scan alone")
-    denoise.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
-    denoise.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
-    denoise.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
-    denoise.add_argument("--no-flips", action="store_true", help="one pass instead of averaging over flips")
-    denoise.add_argument("--tile-voxels", type=_positive, default=4_000_000, help="size of a tile: bounds the memory")
     denoise.add_argument("--track", type=Path, metavar="DIR", help="record the run with MLflow, stored in DIR")
-    denoise.add_argument("--strict", action="store_true", help="exit with 4 when a trust check fails")
+
+    batch = commands.add_parser("batch", help="denoise every scan of a tree; run again, it takes up where it was")
+    batch.set_defaults(run=_batch)
+    batch.add_argument("input", type=Path, metavar="IN", help="folder of DICOM and NIfTI files, of any depth")
+    batch.add_argument("output", type=Path, metavar="OUT", help="folder for the same tree, denoised")
+
+    bids = commands.add_parser("bids", help="denoise a BIDS data set into a derivative, as a BIDS app")
+    bids.set_defaults(run=_bids)
+    bids.add_argument("input", type=Path, metavar="BIDS_DIR", help="BIDS data set")
+    bids.add_argument("output", type=Path, metavar="OUT", help="folder for the derivative")
+    bids.add_argument("level", choices=("participant",), help="level of the analysis")
+    bids.add_argument(
+        "--participant-label",
+        "--participant_label",
+        nargs="+",
+        default=(),
+        metavar="LABEL",
+        help="participants to denoise, without sub- (default: all)",
+    )
 
     train = commands.add_parser("train", help="train a model on noisy scans")
     train.set_defaults(run=_train)
@@ -259,11 +313,34 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("input", type=Path, metavar="INPUT")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
-    for command in (denoise, train):
+    for command in (denoise, batch, bids):
+        _add_denoising(command)
+    for command in (batch, bids):
+        _add_workers(command)
+    for command in (denoise, batch, bids, train):
         _add_noise(command)
         _add_training(command)
     _add_training(base)
     return top
+
+
+def _add_denoising(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", type=Path, help="model to use, as it is; by default the base weights, adapted")
+    command.add_argument("--adapt", type=_seconds, metavar="SECONDS", help="time to adapt the model; 0 for none")
+    command.add_argument("--from-scratch", action="store_true", help="train a new network on the scan alone")
+    command.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
+    command.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
+    command.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
+    command.add_argument("--no-flips", action="store_true", help="one pass instead of averaging over flips")
+    command.add_argument("--tile-voxels", type=_positive, default=4_000_000, help="size of a tile: bounds the memory")
+    command.add_argument("--strict", action="store_true", help="exit with 4 when a trust check fails")
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("batch")
+    group.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    group.add_argument("--workers", type=_positive, help="processes (default: one a GPU, or one for two cores)")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="use the workers of this Dask scheduler: tcp://HOST:PORT")
 
 
 def _add_noise(command: argparse.ArgumentParser) -> None:

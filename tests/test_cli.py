@@ -20,7 +20,7 @@ from n2s_med.jobs.train import TrainJob
 from n2s_med.report import Verdict
 from n2s_med.training import ADAPTATION, TrainingConfig
 
-COMMANDS = ("denoise", "train", "train-base", "inspect")
+COMMANDS = ("denoise", "batch", "bids", "train", "train-base", "inspect")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,11 @@ def exit_code(*arguments: object) -> int:
         ["train", "--modality", "ct", "--out", "out"],
         ["inspect"],
         ["denoise", "in", "out", "--adapt", "-1"],
+        ["batch", "in"],
+        ["batch", "in", "out", "--workers", "0"],
+        ["batch", "in", "out", "--track", "store"],
+        ["bids", "in", "out"],
+        ["bids", "in", "out", "group"],
         ["train-base", "in"],
         ["train-base", "--dims", "4", "--out", "out"],
     ],

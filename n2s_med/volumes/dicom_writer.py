@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from n2s_med.volumes.dicom_pixels import Storage, StoredArray, stored_frames
 from n2s_med.volumes.dicom_reader import by_file
 from n2s_med.volumes.frames import Frame
 from n2s_med.volumes.grids import affine_of
-from n2s_med.volumes.provenance import Provenance
+from n2s_med.volumes.provenance import Provenance, moment_of_creation
 from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 from n2s_med.volumes.quiet import quiet
 
@@ -47,7 +46,7 @@ def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, ov
     derivation = Derivation(
         provenance,
         provenance.uid("series", first.series_uid, first.instance_uid),
-        datetime.now().astimezone(),
+        moment_of_creation(),
     )
     values = array_of(volume)
     signed = bool((values < 0).any())

@@ -71,7 +71,7 @@ def survey(path: str | Path) -> Survey:
     path = Path(path)
     if not _present(path):
         raise InputError("no such file or folder", remedy="check the path", path=path)
-    return _survey_folder(path) if path.is_dir() else _survey_file(path)
+    return survey_files(files_below(path)) if path.is_dir() else _survey_file(path)
 
 
 def refusal_of(source: Source, error: InputError) -> Refusal:
@@ -147,9 +147,10 @@ def _survey_file(path: Path) -> Survey:
     raise InputError("it is neither NIfTI nor DICOM", remedy=_FORMATS, path=path)
 
 
-def _survey_folder(folder: Path) -> Survey:
+def survey_files(files: Iterable[Path]) -> Survey:
+    """Return the series and images that ``files`` form, as :func:`survey` does; other files are passed over."""
     dicom, images, refusals = [], [], []
-    for file in _files(folder):
+    for file in files:
         try:
             if is_nifti_name(file):
                 images.append(_nifti(file))
@@ -165,7 +166,7 @@ def _nifti(path: Path) -> Source:
     return Source(path, "NIfTI", partial(read_nifti, path))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Yield the regular files below ``folder``, sorted; hidden ones are other programs' business."""
     try:
         entries = sorted(folder.iterdir())
@@ -177,7 +178,7 @@ def _files(folder: Path) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from () if entry.is_symlink() else _files(entry)
+            yield from () if entry.is_symlink() else files_below(entry)
         elif entry.is_file():
             yield entry
 

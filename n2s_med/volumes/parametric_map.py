@@ -22,7 +22,7 @@ from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
 from n2s_med.volumes.dicom_writer import source_frames
 from n2s_med.volumes.frames import Frame
 from n2s_med.volumes.nuclear import NM_CLASS
-from n2s_med.volumes.provenance import Provenance, one_line
+from n2s_med.volumes.provenance import Provenance, moment_of_creation, one_line
 from n2s_med.volumes.quiet import quiet
 
 _STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
@@ -147,4 +147,17 @@ def _parametric_map(
     )
     ds.DerivationDescription = provenance.description()
     ds.Laterality = first.get("Laterality") or ""
+    _settle(ds, provenance.uid("sd dimensions", first.SeriesInstanceUID, first.SOPInstanceUID))
     return ds
+
+
+def _settle(ds: Dataset, dimensions: str) -> None:
+    """Give what highdicom takes from chance and from the clock values that a repeated run gives again."""
+    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    moment = moment_of_creation()
+    ds.InstanceCreationDate = ds.ContentDate = moment.strftime("%Y%m%d")
+    ds.InstanceCreationTime = ds.ContentTime = moment.strftime("%H%M%S.%f")
+    for item in ds.ContributingEquipmentSequence:
+        if item.get("ManufacturerModelName") == "highdicom":
+            item.ContributionDateTime = moment.strftime("%Y%m%d%H%M%S.%f")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from n2s_med.errors import ConfigurationError
 
 DESCRIPTION_LENGTH = 1024
 """Characters that DICOM's Derivation Description (VR ST) can hold."""
@@ -57,6 +61,25 @@ class Provenance:
         text = "\0".join([*source, self.model_hash, self.law, self.version, *settings])
         digest = hashlib.sha256(text.encode()).digest()
         return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+
+
+def moment_of_creation() -> datetime:
+    """Return now, or what ``SOURCE_DATE_EPOCH`` says (seconds since 1970): with it, the same run writes the same bytes.
+
+    Raises
+    ------
+    ConfigurationError
+        The variable is no number of seconds.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return datetime.now().astimezone()
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigurationError(
+            f"SOURCE_DATE_EPOCH is {epoch!r}", remedy="set it to whole seconds since 1970, or unset it"
+        ) from error
 
 
 def _plain(value: str | float | int) -> str:
