@@ -16,11 +16,11 @@ export INPUT
 unexport MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo bundles test lint clean
 
 help: ## list the targets
 	@echo "n2s-med: denoise PET, CT and MR scans, trained on noisy scans only. For research use."
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ printf "  make %-6s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ printf "  make %-7s", $$1; $$1 = ""; print }'
 
 venv: $(STAMP) ## set up .venv with everything that runs, tests and benchmarks need
 
@@ -39,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: venv ## denoise a phantom, or your own scan with INPUT=path, into demo/
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m n2s_med.demo --out demo $${INPUT:+--input "$$INPUT"}
+
+bundles: venv ## put the base weights into the MONAI bundles
+	$(BIN)/python -m n2s_med.bundle weights bundles/*_*
 
 lint: venv ## run the static checks alone
 	$(BIN)/ruff check .

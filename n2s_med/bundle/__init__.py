@@ -12,7 +12,7 @@ consumers call it. It denoises by the steps of :class:`n2s_med.jobs.denoise.Deno
 the same values.
 """
 
-from n2s_med.bundle.check import check_config
+from n2s_med.bundle.check import bundle_root, check_config
 from n2s_med.bundle.data import scan_dataset, scan_items
 from n2s_med.bundle.engine import (
     Averaged,
@@ -74,6 +74,7 @@ __all__ = [
     "TrackingHandler",
     "TweedieInferer",
     "best_file",
+    "bundle_root",
     "check_config",
     "close",
     "denoising",

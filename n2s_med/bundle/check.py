@@ -52,6 +52,8 @@ def check_config() -> None:
         For a key that does not exist or has no effect, naming the nearest that has.
     """
     workflow = _workflow()
+    if workflow is None:
+        raise ConfigurationError("no bundle is being initialised", remedy="call this from 'initialize' of a bundle")
     config: dict[str, Any] = workflow.parser.get()
     shipped = [_shipped(workflow.config_root_path / name) for name in SHIPPED]
     roots = {*ROOTS, str(workflow.init_id), str(workflow.run_id), str(workflow.final_id), *SET_BY_MONAI, *TRACKING}
@@ -63,19 +65,40 @@ def check_config() -> None:
 
 
 def _alike(file: Mapping[str, Any], key: str, value: Any) -> bool:
-    """Whether a file of the bundle gives a key this value."""
-    return key in file and json.dumps(file[key]).replace("#", SEPARATOR) == json.dumps(value, default=str)
+    """Whether a file of the bundle gives a key this value, but for the handlers that ``--tracking mlflow`` adds."""
+    if key not in file:
+        return False
+    return json.dumps(file[key]).replace("#", SEPARATOR) == json.dumps(_untracked(value), default=str)
 
 
-def _workflow() -> ConfigWorkflow:
-    """The workflow whose initialisation is under way: MONAI hands it to no expression, so it is looked up."""
+def _untracked(node: Any) -> Any:
+    """A part of a configuration without MONAI's own tracking handlers."""
+    if isinstance(node, Mapping):
+        return {key: _untracked(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_untracked(value) for value in node if not _is_tracking(value)]
+    return node
+
+
+def _is_tracking(node: Any) -> bool:
+    return isinstance(node, Mapping) and node.get("_target_") == "MLFlowHandler"
+
+
+def bundle_root() -> str:
+    """The folder of the bundle whose configuration is being read; the working directory where no one runs it."""
+    workflow = _workflow()
+    return "." if workflow is None else str(workflow.config_root_path.parent)
+
+
+def _workflow() -> ConfigWorkflow | None:
+    """The workflow that is at work, if one is: MONAI hands it to no expression, so it is looked up."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigWorkflow):
             return owner
         frame = frame.f_back
-    raise ConfigurationError("no bundle is being initialised", remedy="call this from 'initialize' of a bundle")
+    return None
 
 
 def _shipped(file: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -24,6 +25,8 @@ from n2s_med.atomic import whole
 from n2s_med.errors import ConfigurationError, InputError, ModelError, N2SError
 from n2s_med.score import OBJECTIVES, ScoreOptimizer
 from n2s_med.score.model import save_tensors
+
+log = logging.getLogger(__name__)
 
 # -- batches -----------------------------------------------------------------------------------------------
 
@@ -172,29 +175,38 @@ class Best:
         Where its weights go, as MONAI keeps them: a dictionary of tensors.
     patience
         Checks without improvement after which training stops.
+    given
+        Whether training starts from given weights. An error cannot be below zero: where its estimate for these is,
+        it can judge nothing, and they are kept.
     """
 
-    def __init__(self, network: nn.Module, file: str, patience: int) -> None:
-        self.network, self.file, self.patience = network, Path(file), patience
+    def __init__(self, network: nn.Module, file: str, patience: int, given: bool = False) -> None:
+        self.network, self.file, self.patience, self.given = network, Path(file), patience, given
+        self.first: float | None = None
         self.risk, self.waited = math.inf, 0
 
     def take(self, risk: float, *, save: bool) -> bool:
         """Take a figure, keep the weights if it is the lowest, and say whether to go on."""
+        if self.first is None:
+            self.first = risk
         self.waited += 1
         if risk < self.risk:
             self.risk, self.waited = risk, 0
             if save:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 save_tensors({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, self.file)
+        if self.given and self.first <= 0:
+            log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
+            return False
         return self.waited < self.patience
 
-    def state_dict(self) -> dict[str, float]:
-        """The lowest figure, and how many checks ago it was."""
-        return {"risk": self.risk, "waited": self.waited}
+    def state_dict(self) -> dict[str, Any]:
+        """The first figure, the lowest, and how many checks ago that was."""
+        return {"first": self.first, "risk": self.risk, "waited": self.waited}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        self.risk, self.waited = state["risk"], int(state["waited"])
+        self.first, self.risk, self.waited = state["first"], state["risk"], state["waited"]
 
 
 class BestHandler:

@@ -67,7 +67,7 @@ class TrackingHandler:
 
     def _loss(self, engine: Engine) -> None:
         output: Any = engine.state.output
-        self.tracker.metrics({"loss": float(output["loss"])}, engine.state.epoch)
+        self.tracker.metrics({"loss": float(output[0]["loss"])}, engine.state.epoch)
 
     def _figures(self, trainer: Engine) -> None:
         if self.tracker.run_id is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from n2s_med.denoise import Denoised
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.jobs.denoise import DenoiseJob
-from n2s_med.jobs.noise import NoiseRequest
+from n2s_med.jobs.noise import NoiseChoice, NoiseRequest
 from n2s_med.jobs.train import Scan, place_of, scans_of
 from n2s_med.modalities import modality_named
 from n2s_med.quality import residual_of, verdicts
@@ -27,7 +27,7 @@ from n2s_med.score.patches import PatchSampler
 from n2s_med.volumes import Source, read, valid_mask
 
 NOISE = "noise"
-"""Key of a volume's ``meta`` that holds its :class:`~n2s_med.jobs.noise.NoiseChoice`."""
+"""Key of a volume's ``meta`` that holds the :class:`~n2s_med.jobs.noise.NoiseChoice` of each of its time points."""
 
 OUTCOME = "outcome"
 """Key of a denoised volume's ``meta`` that holds its :class:`Outcome`."""
@@ -153,22 +153,22 @@ class EstimateNoised(MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(measured):
             volume = measured[key]
             try:
-                volume.meta[NOISE] = self._choice(volume)
+                volume.meta[NOISE] = self._choices(volume)
             except (InputError, NoiseLawError) as error:
                 raise error.at(place_of(volume)) from error.__cause__
         return measured
 
-    def _choice(self, volume: MetaTensor) -> Any:
+    def _choices(self, volume: MetaTensor) -> tuple[NoiseChoice, ...]:
         found = volume.meta["modality"]
         if found not in (None, self.modality.name):
             raise InputError(
                 f"it is {found}, the bundle is for {self.modality.name}", remedy=f"use the bundle for {found}"
             )
-        choice = scans_of(volume, self.modality, self.request)[0].choice
-        log.info("%s: %s", volume.meta["label"], choice.sentence)
-        for warning in choice.warnings:
+        choices = tuple(scan.choice for scan in scans_of(volume, self.modality, self.request))
+        log.info("%s: %s", volume.meta["label"], choices[0].sentence)
+        for warning in choices[0].warnings:
             log.warning("%s: %s", volume.meta["label"], warning)
-        return choice
+        return choices
 
 
 def scans_with_noise(volume: MetaTensor) -> list[Scan]:
@@ -179,11 +179,12 @@ def scans_with_noise(volume: MetaTensor) -> list[Scan]:
     InputError
         If it is not.
     """
-    choice = getattr(volume, "meta", {}).get(NOISE)
-    if choice is None:
+    choices = getattr(volume, "meta", {}).get(NOISE)
+    if choices is None:
         raise InputError("the image does not tell its noise", remedy="put EstimateNoised into the preprocessing")
     plain = volume.as_tensor().cpu()
-    return [Scan(y, inside, choice, volume) for y, inside in zip(plain, valid_mask(volume), strict=True)]
+    parts = zip(plain, valid_mask(volume), choices, strict=True)
+    return [Scan(y, inside, choice, volume) for y, inside, choice in parts]
 
 
 class ToPatchesd(MapTransform):  # type: ignore[misc]

@@ -33,7 +33,7 @@ LAWS: dict[str, tuple[NoiseModel, float, float]] = {
 }
 """Law of the noise, low and high intensity."""
 
-TINY = {"epochs": 1, "steps_per_epoch": 2, "patch": 12, "patches": 2, "precision": "fp32"}
+TINY = {"epochs": 1, "steps_per_epoch": 2, "patch": 12, "patches": 2, "held_out": 0.1, "precision": "fp32"}
 """Overrides of a training of a moment; what it learns is of no use."""
 
 
@@ -66,7 +66,7 @@ def clean_values(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def write_scan(name: str, path: Path, *, seed: int = 0, dims: int | None = None, clean: bool = False) -> Path:
     """Write a scan of a bundle's modality as NIfTI."""
-    shape = (28, 24, 20) if (dims or DIMS[name]) == 3 else (64, 48)
+    shape = (28, 24, 20) if (dims or DIMS[name]) == 3 else (128, 112)
     x = clean_values(name, shape)
     y = x if clean else LAWS[name][0].sample(x, torch.Generator().manual_seed(seed))
     values = y.numpy().reshape(*shape, *(1,) * (3 - len(shape)))

@@ -1,0 +1,146 @@
+"""Tracking of a bundle's training: what arrives at a server, how runs end, and that no patient is in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pydicom
+import pytest
+import torch
+from bundle_runs import TINY, run, small_bundle, workflow, write_scan
+
+from n2s_med.phantoms import pet_phantom, write_pet_series
+
+SECRETS = ("Doe", "Jane", "ID-4711")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on a free port."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{folder}/store.db", "--artifacts-destination", str(folder / "files")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        assert process.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail("the server did not answer")
+
+
+def secret_series(folder: Path) -> Path:
+    """A PET phantom of an invented patient."""
+    activity = pet_phantom((24, 24, 12), (7.0, 7.0, 7.0)).activity
+    counts = torch.poisson(activity.clamp_min(0) / 50, generator=torch.Generator().manual_seed(3))
+    write_pet_series(counts * 50, folder, spacing_mm=(7.0, 7.0, 7.0), gain=50.0)
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.PatientName, dataset.PatientID = "Doe^Jane", "ID-4711"
+        dataset.save_as(file)
+    return folder
+
+
+def everything_in(client: mlflow.MlflowClient, run_id: str, folder: Path) -> str:
+    """All that a run holds, as text."""
+    found = client.get_run(run_id)
+    folder.mkdir()
+    downloaded = Path(client.download_artifacts(run_id, "", str(folder)))
+    files = [file for file in downloaded.rglob("*") if file.is_file()]
+    texts = [str(found.to_dictionary()), *map(str, files)]
+    return "\n".join(texts + [file.read_bytes().decode("latin-1") for file in files])
+
+
+def test_a_training_arrives_at_a_server_without_the_patient(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    bundle = small_bundle("pet_poisson", tmp_path / "pet")
+    series = secret_series(tmp_path / "Doe_Jane")
+    run(bundle, "train", dataset_dir=str(series), track=True, run_name="first", **(TINY | {"epochs": 2}))
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name("n2s-med pet_poisson")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
+    assert found.data.params["modality"] == "pet"
+    assert found.data.params["epochs"] == "2"
+    assert len(found.data.params["data.0"]) == 64
+    assert {"environment.torch", "environment.n2s_med"} <= found.data.tags.keys()
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "risk")]
+    assert steps == [0, 1, 2]
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == 2
+    assert found.data.metrics["train_time_s"] > 0
+    assert [entry.path for entry in client.list_artifacts(found.info.run_id, "pictures")] == [
+        "pictures/held_out_block.png"
+    ]
+    held = everything_in(client, found.info.run_id, tmp_path / "held")
+    assert not [secret for secret in SECRETS if secret in held]
+    _model_serves(server, experiment.experiment_id, client)
+
+
+def _model_serves(server: str, experiment_id: str, client: mlflow.MlflowClient) -> None:
+    """The model of a run answers to arrays of any size."""
+    (logged,) = client.search_logged_models([experiment_id])
+    mlflow.set_tracking_uri(server)
+    try:
+        model = mlflow.pyfunc.load_model(logged.model_uri)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert model.metadata.signature is not None
+    v = np.random.default_rng(0).normal(size=(1, 1, 9, 12, 10)).astype(np.float32)
+    assert model.predict(v).shape == v.shape
+
+
+def test_a_training_that_fails_does_not_stay_running(tmp_path):
+    bundle = small_bundle("ct_gaussian", tmp_path / "ct")
+    scan = write_scan("ct_gaussian", tmp_path / "scan.nii.gz")
+    made = workflow(bundle, "train", dataset_dir=str(scan), track=True, **TINY)
+    made.trainer.loss_function = lambda *_: torch.tensor(1.0) / 0
+    with pytest.raises(Exception, match=r".+"):
+        made.run()
+    client = mlflow.MlflowClient(f"sqlite:///{bundle}/eval/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("n2s-med ct_gaussian").experiment_id])
+    assert found.info.status == "FAILED"
+
+
+def test_monais_own_tracking_ends_its_runs(tmp_path):
+    bundle = small_bundle("ct_gaussian", tmp_path / "ct")
+    scan = write_scan("ct_gaussian", tmp_path / "scan.nii.gz")
+    keys = {"dataset_dir": str(scan), "tracking": "mlflow"}
+    run(bundle, "train", run_name="trained", **keys, **TINY)
+    run(bundle, "train", "evaluate", run_name="evaluated", **keys, flips=False, precision="fp32")
+    run(bundle, "inference", kind="infer", run_name="inferred", **keys, flips=False, precision="fp32")
+    client = mlflow.MlflowClient(f"sqlite:///{bundle}/eval/mlruns.db")
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert {found.info.run_name for found in runs} >= {"trained", "evaluated"}
+    assert {found.info.status for found in runs} == {"FINISHED"}
+    (trained,) = (found for found in runs if found.info.run_name == "trained")
+    assert "train_loss" in trained.data.metrics
