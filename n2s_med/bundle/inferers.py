@@ -118,10 +118,9 @@ class TweedieInferer(Inferer):  # type: ignore[misc]
         fitted = time.perf_counter()
         parts = self.job.denoise(scans, model)
         times = {"training_time_s": fitted - began, "denoising_time_s": time.perf_counter() - fitted}
-        denoised = torch.stack([part.x_hat for part in parts])[None].to(inputs.device)
-        return MetaTensor(
-            denoised, affine=inputs.affine, meta={**inputs.meta, OUTCOME: Outcome(scans, parts, model, times)}
-        )
+        outcome = Outcome(scans, parts, model, times)
+        denoised = torch.stack(outcome.estimates)[None].to(inputs.device)
+        return MetaTensor(denoised, affine=inputs.affine, meta={**inputs.meta, OUTCOME: outcome})
 
 
 def _score_network(network: nn.Module) -> ScoreUNet:

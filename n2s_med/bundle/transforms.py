@@ -56,6 +56,11 @@ class Outcome:
     model: ScoreModel
     times: Mapping[str, float]
 
+    @property
+    def estimates(self) -> list[Tensor]:
+        """The denoised time points (X, Y, Z) as they are written: where MR magnitude is Rician, without its bias."""
+        return [s.choice.corrected(p.x_hat, s.valid) for s, p in zip(self.scans, self.parts, strict=True)]
+
     @classmethod
     def of(cls, volume: MetaTensor) -> Outcome:
         """The outcome that a denoised volume carries.
@@ -123,6 +128,8 @@ class EstimateNoised(MapTransform):  # type: ignore[misc]
         The law's parameters; none to have them estimated.
     correlation
         ``"auto"`` estimates it, ``"white"`` takes none.
+    rician
+        ``"auto"`` corrects MR magnitude for its Rician bias where it is low enough to have one, ``"off"`` never.
     """
 
     def __init__(
@@ -132,12 +139,15 @@ class EstimateNoised(MapTransform):  # type: ignore[misc]
         law: str = "auto",
         parameters: Mapping[str, float] | None = None,
         correlation: str = "auto",
+        rician: str = "auto",
     ) -> None:
         super().__init__(keys)
+        if rician not in ("auto", "off"):
+            raise ConfigurationError(f"unknown rician {rician!r}", remedy="choose 'auto' or 'off'")
         if correlation not in ("auto", "white"):
             raise ConfigurationError(f"unknown correlation {correlation!r}", remedy="choose 'auto' or 'white'")
         self.modality = modality_named(modality)
-        self.request = NoiseRequest(law, parameters or {}, correlation)  # type: ignore[arg-type]
+        self.request = NoiseRequest(law, parameters or {}, correlation, rician)  # type: ignore[arg-type]
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Measure the noise of an item's volumes.
@@ -303,7 +313,7 @@ class MeasureScand(MapTransform):  # type: ignore[misc]
         }
         if self.reference in data:
             clean = data[self.reference].as_tensor()[0]
-            figures |= _against(clean, scan.y, part.x_hat, scan.valid)
+            figures |= _against(clean, scan.y, outcome.estimates[0], scan.valid)
         return {**data, "figures": figures, "scan": scan.volume.meta["label"]}
 
 

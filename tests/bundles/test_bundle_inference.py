@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -150,6 +151,26 @@ def test_a_scan_of_another_modality_is_refused_by_name(tmp_path):
     volume["image"].meta["modality"] = "mr"
     with pytest.raises(InputError, match=r"mr\.nii\.gz: it is mr, the bundle is for ct"):
         EstimateNoised("image", "ct")(volume)
+
+
+def test_the_inferer_gives_what_is_written_rician_bias_corrected(tmp_path):
+    bundle = small_bundle("mr_gaussian", tmp_path / "mr")
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.zeros(28, 24, 20)
+    signal[8:20, 8:16, 6:14] = 40.0
+    real, imaginary = (
+        signal + 10 * torch.randn(signal.shape, generator=generator),
+        10 * torch.randn(signal.shape, generator=generator),
+    )
+    nib.save(nib.Nifti1Image(torch.hypot(real, imaginary).numpy(), np.eye(4)), tmp_path / "mr.nii.gz")
+    for rician in ("auto", "off"):
+        keys = {"dataset_dir": str(tmp_path / "mr.nii.gz"), "rician": rician, "overwrite": True}
+        made = run(bundle, "inference", kind="infer", **keys, **FAST)
+        given = made.evaluator.state.output["pred"][0, 0]
+        assert np.array_equal(given.numpy(), values_of(bundle / "eval" / "mr.nii.gz"))
+        if rician == "auto":
+            corrected = given
+    assert float(corrected.mean()) < float(given.mean())
 
 
 def test_an_image_without_its_noise_is_refused():
