@@ -201,7 +201,7 @@ def _noise(arguments: argparse.Namespace) -> NoiseRequest:
     from n2s_med.jobs.noise import NoiseRequest
 
     given = {level: getattr(arguments, level) for level in LEVELS if getattr(arguments, level) is not None}
-    return NoiseRequest(arguments.noise, given, arguments.correlation)
+    return NoiseRequest(arguments.noise, given, arguments.correlation, arguments.rician)
 
 
 def _adaptation(arguments: argparse.Namespace) -> TrainingConfig | None:
@@ -349,6 +349,7 @@ def _add_noise(command: argparse.ArgumentParser) -> None:
     for level in LEVELS:
         group.add_argument(f"--{level}", type=float, help=f"{level} of the law, in units of the scan")
     group.add_argument("--correlation", choices=("auto", "white"), default="auto", help="estimate it, or take none")
+    group.add_argument("--rician", choices=("auto", "off"), default="auto", help="correct the bias of MR magnitude")
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:

@@ -228,13 +228,14 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     exit_code(
         *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map", "--no-flips"),
         *("--formula", "published", "--tile-voxels", 999, "--track", "store", "--noise", "tweedie", "--power", 1.5),
-        *("--dispersion", 2, "--correlation", "white", "--steps", 7, "--config", keys, "--set", "ema=0.5"),
+        *("--dispersion", 2, "--correlation", "white", "--rician", "off", "--steps", 7),
+        *("--config", keys, "--set", "ema=0.5"),
         *("--device", "cpu", "--precision", "bf16", "--overwrite", "--quiet"),
     )
     (job,) = jobs
     assert (job.model, job.modality, job.tracking) == (Path("m"), "ct", Path("store"))
     assert (job.noise.law, job.noise.parameters) == ("tweedie", {"power": 1.5, "dispersion": 2.0})
-    assert job.noise.correlation == "white"
+    assert (job.noise.correlation, job.noise.rician) == ("white", "off")
     assert (job.config.steps, job.config.patch, job.config.seed, job.config.ema) == (7, 16, 9, 0.5)
     options = job.options
     assert (options.flips, options.formula, options.tile_voxels, options.seed) == (False, "published", 999, 9)
