@@ -176,7 +176,11 @@ def _task(root: Path, image: Path) -> Task:
     metadata = {**_metadata(root, image), "Sources": [f"bids:raw:{bare.source}"], "SkullStripped": False}
     sidecars = {
         f"{result}.json": _json(metadata | {"Description": "Denoised by n2s-med"}),
-        **{f"{result}{path.suffix}": path.read_text(encoding="utf-8") for path in _gradients(root, image)},
+        **{
+            # under the source's name, without desc: the SD map inherits them too, as BIDS asks
+            f"{folder / stem_name(image.name)}{path.suffix}": path.read_text(encoding="utf-8")
+            for path in _gradients(root, image)
+        },
     }
     return Task(
         bare.key,
