@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 
 from n2s_med.batch.task import Begin, Outcome, Recipe, Task, work
@@ -117,11 +117,18 @@ class _Worker:
 
 def _serve(tasks: Connection, recipe: Recipe) -> None:
     """Take scans and answer with their outcomes until the batch ends."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_the_batch, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             tasks.send(work(tasks.recv(), recipe))
+
+
+def _leave(*_: object) -> None:
+    """Leave the scan; a second signal would interrupt the tidying up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _end_with_the_batch() -> None:
@@ -141,6 +148,7 @@ def _inherited(number: int, threads: int | None) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    resource_tracker.ensure_running()  # started with the first process, it would let Ctrl-C through to it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
