@@ -37,7 +37,7 @@ def run_cluster(tasks: Iterable[Task], recipe: Recipe, address: str, begin: Begi
     from distributed.comm import CommClosedError
 
     running: dict[Future, tuple[Task, int]] = {}
-    ended = as_completed()
+    ended = as_completed(loop=client.loop)
 
     def submit(task: Task, attempt: int) -> None:
         future = client.submit(work, task, recipe, key=f"{task.key}-{attempt}", pure=False)
