@@ -40,7 +40,8 @@ def run_cluster(tasks: Iterable[Task], recipe: Recipe, address: str, begin: Begi
     ended = as_completed(loop=client.loop)
 
     def submit(task: Task, attempt: int) -> None:
-        future = client.submit(work, task, recipe, key=f"{task.key}-{attempt}", pure=False)
+        again = replace(task, overwrite=True)  # the plan found the place free; a lost worker may have filled it
+        future = client.submit(work, again, recipe, key=f"{task.key}-{attempt}", pure=False)
         running[future] = task, attempt
         ended.add(future)
 
@@ -53,7 +54,7 @@ def run_cluster(tasks: Iterable[Task], recipe: Recipe, address: str, begin: Begi
                 task, attempt = running.pop(future)
                 outcome = _outcome(future)
                 if not outcome.lasting and attempt < ATTEMPTS:
-                    submit(replace(task, overwrite=True), attempt + 1)
+                    submit(task, attempt + 1)
                 else:
                     yield task, replace(outcome, attempts=attempt)
         except CommClosedError as error:
