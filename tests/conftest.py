@@ -1,5 +1,8 @@
 """One torch thread for each test process: several pools on one machine only wait for each other."""
 
+import pytest
 import torch
+
+pytest.register_assert_rewrite("job_scans")
 
 torch.set_num_threads(1)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-
 from batch_scans import EPOCH, Identity
 from job_scans import Run, call
 

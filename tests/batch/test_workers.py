@@ -121,7 +121,7 @@ def test_ctrl_c_ends_orderly(tmp_path: Path) -> None:
     """As a terminal sends it: to the batch and to its workers at once."""
     images(tmp_path / "in")
     here = Path(__file__).parent
-    paths = json.dumps([str(here), str(here.parent / "jobs")])
+    paths = json.dumps([str(here), str(here.parent)])
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED.replace("json_paths", paths))
     process = subprocess.Popen(

@@ -6,12 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from job_scans import Run, call, nifti, pet_series
 
-pytest.register_assert_rewrite("job_scans")
-
-from job_scans import Run, call, nifti, pet_series  # noqa: E402
-
-from n2s_med.tracking import open_tracker  # noqa: E402
+from n2s_med.tracking import open_tracker
 
 
 @pytest.fixture(autouse=True)
