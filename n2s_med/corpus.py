@@ -61,7 +61,7 @@ class Signal:
     x
         Float32 (X, Y, Z), mostly within [0, 1].
     own_sd
-        Standard deviation of the noise that it has already, same units.
+        Standard deviation of the noise that it has already, at its largest, same units.
     """
 
     x: Tensor
@@ -87,7 +87,7 @@ class Signal:
             raise InputError("the scan is constant", remedy="leave it out")
         x = (y - low) / (high - low)
         law = estimate(x, torch.ones_like(x, dtype=torch.bool), spacing_mm, "gaussian").noise.law
-        return cls(x, float(law.variance(torch.zeros(())).sqrt()))
+        return cls(x, float(law.variance(torch.zeros(())).sqrt().max()))
 
 
 class Corpus:

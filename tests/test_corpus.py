@@ -86,6 +86,15 @@ def test_a_scans_own_noise_stays_below_the_one_put_on_top() -> None:
     assert max(contrasts) * signal.own_sd <= corpus.OWN_NOISE + 1e-9
 
 
+def test_noise_that_varies_over_a_scan_counts_at_its_largest() -> None:
+    """Such a scan gets a level map; a patch may come from where the noise is strongest."""
+    ramp = torch.linspace(0.4, 1.6, 96)[:, None, None]
+    y = 500 + 20 * ramp * torch.randn(96, 96, 96, generator=seeded())
+    low, high = (float(y.flatten()[::9].quantile(q)) for q in (0.001, 0.999))
+    signal = Signal.of_scan(y, (1.0, 1.0, 1.0))
+    assert signal.own_sd * (high - low) == pytest.approx(20 * 1.6, rel=0.15)
+
+
 def test_a_constant_scan_is_refused() -> None:
     with pytest.raises(InputError, match="constant"):
         Signal.of_scan(torch.zeros(30, 30, 30), (1.0, 1.0, 1.0))
