@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from monai.data import MetaTensor
+from typing import TYPE_CHECKING
 
 from n2s_med.errors import InputError
-from n2s_med.report import JSONValue
-from n2s_med.volumes import Refusal, Source, nothing_usable, refusal_of, survey
+from n2s_med.volumes import Arrays, Refusal, Source, nothing_usable, refusal_of, survey
+
+if TYPE_CHECKING:
+    from n2s_med.report import JSONValue
 
 _AXES = {"angle": ", along the angle", "time": ", along time"}
 _COLUMNS = ("scan", "vendor", "grid (X x Y x Z)", "spacing, mm", "units", "verdict")
@@ -64,7 +65,7 @@ def inspect(path: Path) -> list[Found]:
     found, refusals = [], list(contents.refusals)
     for source in contents.sources:
         try:
-            found.append(_usable(source, source.load()))
+            found.append(_usable(source, source.arrays()))
         except InputError as error:
             refusals.append(refusal_of(source, error))
     if not found:
@@ -82,7 +83,7 @@ def table(found: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def _usable(source: Source, volume: MetaTensor) -> Found:
+def _usable(source: Source, volume: Arrays) -> Found:
     meta = volume.meta
     notes = [*meta.get("notes", ()), *_of_values(meta)]
     return Found(
@@ -93,14 +94,14 @@ def _usable(source: Source, volume: MetaTensor) -> Found:
         modality=meta["modality"],
         vendor=meta.get("vendor"),
         units=meta["units"],
-        shape=tuple(volume.shape),
+        shape=volume.values.shape,
         spacing_mm=tuple(round(step, 4) for step in meta["spacing_mm"]),
     )
 
 
-def _verdict(volume: MetaTensor) -> str:
+def _verdict(volume: Arrays) -> str:
     """Say what would be done: how many volumes, and whether as images or in three dimensions."""
-    count, depth = volume.shape[0], volume.shape[3]
+    count, depth = volume.values.shape[0], volume.values.shape[3]
     how = "in 2D" if depth == 1 else f"in 3D{_AXES.get(volume.meta.get('third_axis', ''), '')}"
     return f"will be denoised {how}" + (f", {count} volumes one by one" if count > 1 else "")
 

@@ -7,15 +7,20 @@
 :mod:`n2s_med.volumes.contents`.
 """
 
-from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, valid_mask
-from n2s_med.volumes.dicom_reader import DicomSeriesReader
-from n2s_med.volumes.dicom_writer import DicomSeriesWriter
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, valid_mask
 from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
-from n2s_med.volumes.nifti import NiftiReader, NiftiWriter
 from n2s_med.volumes.provenance import Provenance
 from n2s_med.volumes.tree import FileGroup, file_groups
 
+if TYPE_CHECKING:
+    from n2s_med.volumes.monai_io import DicomSeriesReader, DicomSeriesWriter, NiftiReader, NiftiWriter
+
 __all__ = [
+    "Arrays",
     "Contents",
     "DicomSeriesReader",
     "DicomSeriesWriter",
@@ -35,3 +40,12 @@ __all__ = [
     "write",
     "write_sd_map",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import MONAI's readers and writers where they are asked for: MONAI takes seconds to import."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from n2s_med.volumes import monai_io
+
+    return getattr(monai_io, name)

@@ -36,12 +36,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
 
 FloatArray = NDArray[np.float64]
 """Affines, positions and other small arrays of double precision."""
@@ -70,6 +72,33 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Arrays:
+    """A volume that needs neither PyTorch nor MONAI, which take seconds to import.
+
+    Attributes
+    ----------
+    values
+        Float32 (C, X, Y, Z), in physical units.
+    affine
+        Float64 (4, 4), from voxel indices to RAS mm.
+    meta
+        As above, but ``valid`` is an array.
+    """
+
+    values: NDArray[np.float32]
+    affine: FloatArray
+    meta: dict[str, Any]
+
+    def volume(self) -> MetaTensor:
+        """Return the same as a MetaTensor, which shares the memory of the values."""
+        import torch
+        from monai.data import MetaTensor
+
+        meta = {**self.meta, "valid": torch.from_numpy(self.meta["valid"])}
+        return MetaTensor(torch.from_numpy(self.values), affine=torch.from_numpy(self.affine), meta=meta)
+
+
+@dataclass(frozen=True)
 class Source:
     """A series or image that was found, its voxels not read yet.
 
@@ -79,13 +108,23 @@ class Source:
         The file, or the folder of the series.
     label
         What it is, free of patient data.
-    load
-        Returns its volume, or raises :class:`~n2s_med.errors.InputError`.
+    arrays
+        Reads its voxels, or raises :class:`~n2s_med.errors.InputError`.
     """
 
     path: Path
     label: str
-    load: Callable[[], MetaTensor]
+    arrays: Callable[[], Arrays]
+
+    def load(self) -> MetaTensor:
+        """Read its volume.
+
+        Raises
+        ------
+        InputError
+            If it is damaged.
+        """
+        return self.arrays().volume()
 
 
 @dataclass(frozen=True)
@@ -104,16 +143,12 @@ class Contents:
     refusals: tuple[Refusal, ...] = ()
 
 
-def volume_from(values: NDArray[np.float32], affine: FloatArray, meta: dict[str, Any]) -> MetaTensor:
-    """Return ``values`` (C, X, Y, Z) as a volume with ``affine`` (RAS mm) and ``meta``."""
-    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine), meta=dict(meta))
-
-
 def array_of(values: Any) -> NDArray[np.float32]:
     """Return the float32 array of a tensor or array on any device, without its metadata."""
-    plain = values.as_tensor() if isinstance(values, MetaTensor) else values
-    on_host = plain.detach().cpu().numpy() if isinstance(plain, torch.Tensor) else plain
-    return np.asarray(on_host, dtype=np.float32)
+    import torch
+
+    plain = values.as_subclass(torch.Tensor).detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return np.asarray(plain, dtype=np.float32)
 
 
 def spacing_of(affine: FloatArray) -> tuple[float, float, float]:
@@ -124,9 +159,11 @@ def spacing_of(affine: FloatArray) -> tuple[float, float, float]:
 
 def valid_mask(volume: MetaTensor) -> torch.Tensor:
     """Return the bool mask (C, X, Y, Z) of ``volume`` that is ``False`` where there is padding, not data."""
+    import torch
+
     return torch.as_tensor(volume.meta["valid"]).expand(volume.shape)
 
 
-def everywhere() -> torch.Tensor:
+def everywhere() -> NDArray[np.bool_]:
     """Return the mask of a volume without padding; it broadcasts to any volume."""
-    return torch.ones((1, 1, 1, 1), dtype=torch.bool)
+    return np.ones((1, 1, 1, 1), dtype=np.bool_)

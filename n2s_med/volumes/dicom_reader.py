@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from monai.data import ImageReader, MetaTensor
-from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 
-from n2s_med.errors import InputError, UnsupportedError
+from n2s_med.errors import InputError
 from n2s_med.modalities import modality_named
-from n2s_med.volumes.contents import Refusal, Source, Survey, everywhere, spacing_of, volume_from
-from n2s_med.volumes.dicom_files import is_dicom, read_whole
+from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, everywhere, spacing_of
+from n2s_med.volumes.dicom_files import read_whole
 from n2s_med.volumes.dicom_headers import read_frames
 from n2s_med.volumes.dicom_pixels import BoolArray, Storage, real_values, stored_frames
 from n2s_med.volumes.dicom_series import Series, build_series
@@ -47,41 +44,6 @@ def survey_dicom(files: Iterable[Path]) -> Survey:
     return Survey(tuple(Source(s.place, s.label, partial(load_series, s)) for s in series), tuple(refusals))
 
 
-def load_series(series: Series) -> MetaTensor:
-    """Return the volume (C, X, Y, Z) of ``series`` in its physical units."""
-    values, meta = _load(series)
-    return volume_from(values, series.affine, meta)
-
-
-class DicomSeriesReader(ImageReader):  # type: ignore[misc]
-    """MONAI reader of one DICOM series, classic or enhanced, given by its folder or by its files.
-
-    ``LoadImage(reader=DicomSeriesReader())(folder)`` gives the volume that :func:`n2s_med.volumes.read`
-    gives.
-    """
-
-    def verify_suffix(self, filename: Sequence[Path | str] | Path | str) -> bool:
-        """Say whether ``filename`` is a folder, or holds DICOM by its content."""
-        return all(Path(name).is_dir() or is_dicom(Path(name)) for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[Path | str] | Path | str, **_: Any) -> Series:
-        """Return the one series at ``data``, without its pixels."""
-        names = [Path(name) for name in ensure_tuple(data)]
-        files = [file for name in names for file in (sorted(name.rglob("*")) if name.is_dir() else [name])]
-        series, refusals = find_series(file for file in files if file.is_file() and is_dicom(file))
-        if len(series) == 1:
-            return series[0]
-        if series:
-            raise UnsupportedError(f"{len(series)} series here", remedy="give one of them", path=names[0])
-        reason = refusals[0].reason if refusals else "no DICOM images here"
-        raise UnsupportedError(reason, remedy="give a CT, MR, PET or NM series", path=names[0])
-
-    def get_data(self, img: Series) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Return the values (C, X, Y, Z) and the metadata of the series ``img``."""
-        values, meta = _load(img)
-        return values, {**meta, "affine": img.affine, "original_channel_dim": 0}
-
-
 def by_file(places: Iterable[Place]) -> dict[Path, list[Place]]:
     """Return ``places`` by the file of their frame, each file's in the order of its frames."""
     grouped: dict[Path, list[Place]] = {}
@@ -106,7 +68,14 @@ class _Loading:
             self.padding[c, :, :, z] = padding.T
 
 
-def _load(series: Series) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def load_series(series: Series) -> Arrays:
+    """Return the volume (C, X, Y, Z) of ``series`` in its physical units.
+
+    Raises
+    ------
+    InputError
+        If its pixels are damaged, or all of them are padding.
+    """
     try:
         loading = _Loading(np.empty(series.shape, dtype=np.float32))
     except MemoryError as error:
@@ -118,7 +87,7 @@ def _load(series: Series) -> tuple[NDArray[np.float32], dict[str, Any]]:
         _load_file(loading, path, found)
     if loading.padding is not None and loading.padding.all():
         raise InputError("every pixel is padding", remedy="give a scan with data", path=series.place)
-    return loading.values, _meta(series, loading)
+    return Arrays(loading.values, series.affine, _meta(series, loading))
 
 
 def _load_file(loading: _Loading, path: Path, places: Sequence[Place]) -> None:
@@ -138,7 +107,7 @@ def _meta(series: Series, loading: _Loading) -> dict[str, Any]:
         "modality": modality_named(first.file.modality).name,
         "units": first.units,
         "spacing_mm": spacing_of(series.affine),
-        "valid": everywhere() if loading.padding is None else torch.from_numpy(~loading.padding),
+        "valid": everywhere() if loading.padding is None else ~loading.padding,
         "source": tuple(str(frame.file.path) for frame in series.frames),
         "source_frames": tuple(frame.index for frame in series.frames),
         "label": series.label,

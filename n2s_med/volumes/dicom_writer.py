@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
-import torch
-from monai.data import ImageWriter, MetaTensor
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
@@ -27,6 +25,9 @@ from n2s_med.volumes.grids import affine_of
 from n2s_med.volumes.provenance import Provenance, moment_of_creation
 from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 from n2s_med.volumes.quiet import quiet
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _HEADER_BYTES = 8192
 """What the header of a derived file takes, about."""
@@ -59,41 +60,6 @@ def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, ov
             planes = [_Plane(frame, values[c, :, :, z].T) for c, z, frame in places]
             _save(_derived(path, planes, derivation, signed=signed), partial / f"{number:05d}.dcm", path)
     return folder
-
-
-class DicomSeriesWriter(ImageWriter):  # type: ignore[misc]
-    """MONAI writer of a derived DICOM series; the name it is given becomes a folder.
-
-    It needs the ``provenance`` as an option of :meth:`write`:
-    ``SaveImage(writer=DicomSeriesWriter, output_ext="").set_options(write_kwargs={"provenance": …})``.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._data: Any = None
-        self._meta: dict[str, Any] = {}
-
-    def set_data_array(self, data_array: Any, **_: Any) -> None:
-        """Take the values (C, X, Y, Z)."""
-        self._data = torch.as_tensor(array_of(data_array))
-
-    def set_metadata(self, meta_dict: Any, **_: Any) -> None:
-        """Take the metadata of the volume, which names its source files."""
-        self._meta = dict(meta_dict or {})
-
-    def write(self, filename: Path | str, verbose: bool = True, **options: Any) -> None:
-        """Write the series into the folder ``filename``; ``overwrite`` and ``provenance`` are options."""
-        super().write(filename, verbose=verbose)
-        if self._data is None or "provenance" not in options:
-            raise OutputError("there is no volume or no provenance to write", remedy="set both first")
-        meta = {key: value for key, value in self._meta.items() if key != "affine"}
-        volume = MetaTensor(self._data, affine=self._meta.get("affine"), meta=meta)
-        write_series(
-            volume,
-            Path(filename),
-            provenance=options["provenance"],
-            overwrite=bool(options.get("overwrite")),
-        )
 
 
 def source_frames(volume: MetaTensor) -> list[Frame]:

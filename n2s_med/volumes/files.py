@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-
-from monai.data import MetaTensor
+from typing import TYPE_CHECKING
 
 from n2s_med.errors import InputError, OutputError, UnsupportedError
-from n2s_med.volumes.contents import Contents, Refusal, Source, Survey
+from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, array_of
 from n2s_med.volumes.dicom_files import is_dicom
 from n2s_med.volumes.dicom_reader import survey_dicom
 from n2s_med.volumes.dicom_writer import write_series
-from n2s_med.volumes.nifti import NiftiWriter, is_nifti_name, read_nifti
+from n2s_med.volumes.nifti import is_nifti_name, read_nifti, write_nifti
 from n2s_med.volumes.provenance import Provenance
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _FORMATS = "give a NIfTI image (.nii, .nii.gz) or a CT, MR, PET or NM series in DICOM"
 _TOLD_REASONS = 3
@@ -125,11 +127,8 @@ def _existing(volume: MetaTensor) -> Iterator[Path]:
 
 
 def _write_nifti(volume: MetaTensor, path: Path, provenance: Provenance, overwrite: bool) -> Path:
-    writer = NiftiWriter()
-    writer.set_data_array(volume)
-    writer.set_metadata({**volume.meta, "affine": volume.affine})
-    writer.write(path, verbose=False, overwrite=overwrite, version=provenance.version)
-    return path
+    meta = {**volume.meta, "affine": volume.affine}
+    return write_nifti(array_of(volume), meta, path, version=provenance.version, overwrite=overwrite)
 
 
 def _present(path: Path) -> bool:

@@ -15,16 +15,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ImageReader, ImageWriter, MetaTensor
-from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from n2s_med.atomic import whole
-from n2s_med.errors import InputError, OutputError, UnsupportedError
-from n2s_med.volumes.contents import FloatArray, array_of, everywhere, spacing_of, volume_from
+from n2s_med.errors import InputError, UnsupportedError
+from n2s_med.volumes.contents import Arrays, FloatArray, everywhere, spacing_of
 from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
@@ -43,89 +41,72 @@ def is_nifti_name(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-class NiftiReader(ImageReader):  # type: ignore[misc]
-    """MONAI reader of one NIfTI image; ``LoadImage(reader=NiftiReader())`` gives what ``read`` gives."""
+def read_nifti(path: Path) -> Arrays:
+    """Return the volume (C, X, Y, Z) at ``path``; its units are unknown, for NIfTI does not state them.
 
-    def verify_suffix(self, filename: Sequence[Path | str] | Path | str) -> bool:
-        """Say whether ``filename`` ends like a NIfTI image's."""
-        return all(is_nifti_name(Path(name)) for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[Path | str] | Path | str, **_: Any) -> Any:
-        """Return the nibabel image at ``data``, its header checked, its voxels not read yet."""
-        (name,) = ensure_tuple(data)
-        path = Path(name)
-        try:
-            with quiet():
-                image = nib.load(path)
-                _check_claims(image, path)
-        except FileNotFoundError as error:
-            raise InputError("no such file", remedy="check the path", path=path) from error
-        except PermissionError as error:
-            raise InputError("it may not be read", remedy="check its permissions", path=path) from error
-        except _ERRORS as error:
-            raise _damaged(path, error) from error
-        return image
-
-    def get_data(self, img: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Return the values (C, X, Y, Z) and the metadata of the nibabel image ``img``."""
-        path = Path(img.get_filename())
-        values, affine = _values(img, path), _affine(img, path)
-        meta = {
-            "format": "nifti",
-            "modality": None,
-            "units": "unknown",
-            "spacing_mm": spacing_of(affine),
-            "valid": everywhere(),
-            "source": (str(path),),
-            "label": _label(values.shape),
-            "nifti_header": _header_bytes(img.header),
-            "affine": affine,
-            "original_channel_dim": 0,
-        }
-        return values, meta
+    Raises
+    ------
+    InputError
+        If it is not there, or damaged.
+    """
+    return arrays_of(open_nifti(path))
 
 
-class NiftiWriter(ImageWriter):  # type: ignore[misc]
-    """MONAI writer of float32 NIfTI images; values are written as they are, never resampled."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._data: NDArray[np.float32] | None = None
-        self._meta: dict[str, Any] = {}
-
-    def set_data_array(self, data_array: Any, **_: Any) -> None:
-        """Take the values (C, X, Y, Z)."""
-        self._data = array_of(data_array)
-
-    def set_metadata(self, meta_dict: Any, **_: Any) -> None:
-        """Take the metadata of the volume: its affine, and the source's header if it has one."""
-        self._meta = dict(meta_dict or {})
-
-    def write(self, filename: Path | str, verbose: bool = True, **options: Any) -> None:
-        """Write the image to ``filename`` (``.nii`` or ``.nii.gz``), whole or not at all.
-
-        ``overwrite`` and ``version`` (of this package, for the description) are taken from ``options``.
-        """
-        super().write(filename, verbose=verbose)
-        if self._data is None:
-            raise OutputError("there are no voxels to write", remedy="call set_data_array first")
-        path = Path(filename)
-        if not is_nifti_name(path):
-            raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
-        description = one_line(f"denoised by n2s-med {options.get('version', '')}")[:79]
-        image = _image(self._data, self._meta, description)
-        compressed = path.name.lower().endswith(".gz")
-        needed = self._data.nbytes // (4 if compressed else 1)
-        with whole(path, overwrite=bool(options.get("overwrite")), needed_bytes=needed) as partial:
-            _save(image, partial, compressed=compressed)
+def open_nifti(path: Path) -> Any:
+    """Return the nibabel image at ``path``, its header checked, its voxels not read yet."""
+    try:
+        with quiet():
+            image = nib.load(path)
+            _check_claims(image, path)
+    except FileNotFoundError as error:
+        raise InputError("no such file", remedy="check the path", path=path) from error
+    except PermissionError as error:
+        raise InputError("it may not be read", remedy="check its permissions", path=path) from error
+    except _ERRORS as error:
+        raise _damaged(path, error) from error
+    return image
 
 
-def read_nifti(path: Path) -> MetaTensor:
-    """Return the volume (C, X, Y, Z) at ``path``; its units are unknown, for NIfTI does not state them."""
-    reader = NiftiReader()
-    values, meta = reader.get_data(reader.read(path))
-    affine = meta.pop("affine")
-    return volume_from(values, affine, meta)
+def arrays_of(image: Any) -> Arrays:
+    """Return the volume of a nibabel image that :func:`open_nifti` gave."""
+    path = Path(image.get_filename())
+    values, affine = _values(image, path), _affine(image, path)
+    meta = {
+        "format": "nifti",
+        "modality": None,
+        "units": "unknown",
+        "spacing_mm": spacing_of(affine),
+        "valid": everywhere(),
+        "source": (str(path),),
+        "label": _label(values.shape),
+        "nifti_header": _header_bytes(image.header),
+    }
+    return Arrays(values, affine, meta)
+
+
+def write_nifti(
+    values: NDArray[np.float32], meta: dict[str, Any], path: Path, *, version: str, overwrite: bool
+) -> Path:
+    """Write ``values`` (C, X, Y, Z) to ``path`` (``.nii`` or ``.nii.gz``), whole or not at all, and return it.
+
+    Parameters
+    ----------
+    values
+        Written as they are, as float32.
+    meta
+        Metadata of the volume: its affine, and the source's header if it has one.
+    path, overwrite
+        Where to, and whether what is there is replaced.
+    version
+        Of this package, for the description.
+    """
+    description = one_line(f"denoised by n2s-med {version}")[:79]
+    image = _image(values, meta, description)
+    compressed = path.name.lower().endswith(".gz")
+    needed = values.nbytes // (4 if compressed else 1)
+    with whole(path, overwrite=overwrite, needed_bytes=needed) as partial:
+        _save(image, partial, compressed=compressed)
+    return path
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence, VOILUTTransformation
 from highdicom.pm import ParametricMap, RealWorldValueMapping
-from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -24,6 +24,9 @@ from n2s_med.volumes.frames import Frame
 from n2s_med.volumes.nuclear import NM_CLASS
 from n2s_med.volumes.provenance import Provenance, moment_of_creation, one_line
 from n2s_med.volumes.quiet import quiet
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 _STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
 _UNITS = {  # Units (0054,1001) and Rescale Type (0028,1054) in UCUM
