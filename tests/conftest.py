@@ -3,6 +3,6 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite("job_scans")
+pytest.register_assert_rewrite("bundle_runs", "job_scans")
 
 torch.set_num_threads(1)

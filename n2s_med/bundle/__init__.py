@@ -37,7 +37,7 @@ from n2s_med.bundle.engine import (
     run_name,
 )
 from n2s_med.bundle.inferers import RiskInferer, ScoreInferer, TweedieInferer, denoising
-from n2s_med.bundle.network import DenoisingNetwork, best_file, score_network, weights_of
+from n2s_med.bundle.network import DenoisingNetwork, best_file, bundle_network, score_network, weights_of
 from n2s_med.bundle.track import TrackingHandler, close
 from n2s_med.bundle.transforms import (
     DrawPerturbedd,
@@ -74,6 +74,7 @@ __all__ = [
     "TrackingHandler",
     "TweedieInferer",
     "best_file",
+    "bundle_network",
     "bundle_root",
     "check_config",
     "close",

@@ -1,12 +1,14 @@
-"""``python -m n2s_med.bundle``: put weights into bundles, and export their networks."""
+"""``python -m n2s_med.bundle``: put weights into bundles, adapt them to a modality, and export networks."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from n2s_med.bundle.adapt import Recipe, adapt
 from n2s_med.bundle.export import FORMATS, export
 from n2s_med.bundle.network import place_base_weights
 from n2s_med.errors import ConfigurationError, N2SError
@@ -30,6 +32,10 @@ def _weights(bundle: Path, _: argparse.Namespace) -> list[Path]:
     return place_base_weights(bundle)
 
 
+def _adapt(bundle: Path, arguments: argparse.Namespace) -> list[Path]:
+    return adapt(bundle, Recipe.read(arguments.recipe, bundle.resolve().name), arguments.data)
+
+
 def _export(bundle: Path, arguments: argparse.Namespace) -> list[Path]:
     parameters = dict(_parameter(pair) for pair in arguments.set)
     law = law_named(arguments.law, **parameters) if arguments.law else None
@@ -51,12 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     weights = commands.add_parser("weights", help="put the package's base weights into models/ of bundles")
     weights.set_defaults(run=_weights)
 
+    adapted = commands.add_parser("adapt", help="adapt the base weights to noisy scans, and tell of it on the card")
+    adapted.set_defaults(run=_adapt)
+    adapted.add_argument("--recipe", type=Path, required=True, help="JSON file with a recipe for each bundle")
+    adapted.add_argument(
+        "--data", type=Path, default=os.environ.get("N2S_DATA", "."), help="folder of the scans; default: $N2S_DATA"
+    )
+
     exported = commands.add_parser("export", help="export a bundle's network, alone or with the Tweedie step")
     exported.set_defaults(run=_export)
     exported.add_argument("--format", dest="formats", action="append", choices=sorted(FORMATS), help="default: all")
     exported.add_argument("--law", help="export the network with the Tweedie step of this noise law")
     exported.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="a parameter of the law")
-    for command in (weights, exported):
+    for command in (weights, adapted, exported):
         command.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folder of a bundle")
     return top
 

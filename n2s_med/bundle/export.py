@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from n2s_med.atomic import whole
-from n2s_med.bundle.network import DenoisingNetwork, network_keys, score_network, weights_of
+from n2s_med.bundle.network import DenoisingNetwork, bundle_network
 from n2s_med.errors import ConfigurationError
 from n2s_med.noise import NoiseModel
 
@@ -43,11 +43,9 @@ def export(bundle: Path, formats: Sequence[str], law: NoiseModel | None = None) 
     N2SError
         If the bundle has no network, or a file cannot be written.
     """
-    keys = network_keys(bundle)
-    dims = keys["spatial_dims"]
-    network = score_network(**keys, ckpt_path=weights_of(str(bundle), dims)).eval()
+    network = bundle_network(bundle).eval()
     subject: nn.Module = network if law is None else DenoisingNetwork(network, law).eval()
-    inputs = example(dims, law)
+    inputs = example(network.spatial_dims, law)
     written = []
     for name in formats:
         suffix, save = FORMATS[name]

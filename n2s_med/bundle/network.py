@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 import n2s_med
-from n2s_med.errors import ModelError
+from n2s_med.errors import ConfigurationError, ModelError
 from n2s_med.noise import NoiseModel
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.score.model import load_tensors, save_tensors
@@ -42,9 +42,8 @@ def best_file(ckpt_dir: str, spatial_dims: int = 3) -> str:
 
 
 def _dims_of(file: Path) -> int:
-    """Dimensions of a network, from its first convolution."""
-    state = _state_of(file)
-    return state["head.weight"].ndim - 2 if "head.weight" in state else 0
+    """Dimensions of a network: its convolutions have two axes more."""
+    return max((tensor.ndim - 2 for tensor in _state_of(file).values()), default=0)
 
 
 def _state_of(file: Path) -> dict[str, Tensor]:
@@ -62,8 +61,8 @@ def _state_of(file: Path) -> dict[str, Tensor]:
     return dict(model.network.state_dict())
 
 
-def network_keys(bundle: Path) -> dict[str, Any]:
-    """``spatial_dims`` and ``channels`` of a bundle's network.
+def settings_of(bundle: Path) -> dict[str, Any]:
+    """What a bundle says of its scans and its network: ``modality``, ``spatial_dims`` and ``architecture``.
 
     Raises
     ------
@@ -73,9 +72,22 @@ def network_keys(bundle: Path) -> dict[str, Any]:
     file = bundle / "configs" / "inference.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return {"spatial_dims": int(content["spatial_dims"]), "channels": tuple(content["channels"])}
+        return {key: content[key] for key in ("modality", "spatial_dims", "architecture")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError("no bundle of n2s-med", remedy="give a folder of bundles/", path=bundle) from error
+
+
+def bundle_network(bundle: Path) -> ScoreUNet:
+    """Return the network of a bundle with the weights that it works with.
+
+    Raises
+    ------
+    ModelError
+        If the folder is no bundle, or its weights do not fit.
+    """
+    settings = settings_of(bundle)
+    dims = settings["spatial_dims"]
+    return score_network(dims, settings["architecture"], weights_of(str(bundle), dims))
 
 
 def place_base_weights(bundle: Path) -> list[Path]:
@@ -89,7 +101,7 @@ def place_base_weights(bundle: Path) -> list[Path]:
     N2SError
         If the package has no weights of the bundle's dimension, or the folder is no bundle.
     """
-    own = network_keys(bundle)["spatial_dims"]
+    own = settings_of(bundle)["spatial_dims"]
     names = {own: "model.pt", 5 - own: f"model_{5 - own}d.pt"}
     wanted = [dims for dims in names if dims == own or (PACKAGED / f"base-{dims}d").is_dir()]
     models = bundle / "models"
@@ -100,36 +112,59 @@ def place_base_weights(bundle: Path) -> list[Path]:
 
 
 def score_network(
-    spatial_dims: int = 3, channels: Sequence[int] = (16, 32, 64), ckpt_path: str | None = None
+    spatial_dims: int = 3, architecture: Mapping[str, Any] | None = None, ckpt_path: str | None = None
 ) -> ScoreUNet:
     """Return the score network, with the weights of a file or new ones.
 
     Parameters
     ----------
-    spatial_dims, channels
-        As for :class:`~n2s_med.score.ScoreUNet`.
+    spatial_dims
+        2 or 3.
+    architecture
+        Arguments of :class:`~n2s_med.score.ScoreUNet`. Those left out are as in the file, where it tells them, else
+        as in the base weights of the package.
     ckpt_path
         Weights as MONAI saves them, or a model of ``n2s-med train``; ``None`` takes none.
 
     Raises
     ------
+    ConfigurationError
+        If the network has no such argument.
     ModelError
         If the file is missing, damaged, or holds another network.
     """
-    network = ScoreUNet(spatial_dims, channels)
+    arguments = {**_architecture(spatial_dims, ckpt_path), **(architecture or {}), "spatial_dims": spatial_dims}
+    try:
+        network = ScoreUNet(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"no network has the architecture {dict(architecture or {})}", remedy="correct --architecture"
+        ) from error
     if ckpt_path is None:
         return network
     state = _state_of(Path(ckpt_path))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()} != shapes:
         raise ModelError(
-            f"it does not hold a network of {spatial_dims} dimensions with channels {list(channels)}",
-            remedy="correct --ckpt_path, --spatial_dims or --channels",
+            f"it does not hold a network of {spatial_dims} dimensions with {_told(arguments)}",
+            remedy="correct --ckpt_path, --spatial_dims or --architecture",
             path=ckpt_path,
         )
     network.load_state_dict(state)
     network.centre.zero_()
     return network
+
+
+def _architecture(spatial_dims: int, ckpt_path: str | None) -> dict[str, Any]:
+    """Arguments of the network in a file, where it tells them, else of the base weights."""
+    saved = load_tensors(Path(ckpt_path)) if ckpt_path else {}
+    if "network" not in saved:
+        saved = load_tensors(PACKAGED / f"base-{spatial_dims}d" / "model.pt")
+    return dict(saved["network"])
+
+
+def _told(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in arguments.items() if name != "spatial_dims")
 
 
 class DenoisingNetwork(nn.Module):

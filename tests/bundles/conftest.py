@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("bundle_runs")
-
-from bundle_runs import NAMES, small_bundle, write_scan  # noqa: E402
+from bundle_runs import NAMES, small_bundle, write_scan
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

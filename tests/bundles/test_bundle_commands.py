@@ -9,12 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_runs import CHANNELS, DIMS, TINY, command, files_of, network_of, small_bundle, workflow, write_scan
+from bundle_runs import DIMS, SMALL, TINY, command, files_of, network_of, small_bundle, workflow, write_scan
 from monai.bundle import ckpt_export, load, onnx_export, verify_net_in_out
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
+from n2s_med.bundle import score_network
 from n2s_med.score import ScoreUNet
 
 SHAPES = {3: [(2, 1, 16, 20, 24), (1, 1, 9, 17, 12)], 2: [(2, 1, 16, 20), (1, 1, 9, 17)]}
@@ -93,7 +94,7 @@ def test_a_federated_round(bundle, name, scans):
         eval_kwargs={"dataset_dir": str(scans), "flips": False, "precision": "fp32"},
     )
     algo.initialize(extra={ExtraItems.CLIENT_NAME: "site-1"})
-    everyones = ExchangeObject(weights=ScoreUNet(DIMS[name], CHANNELS).state_dict())
+    everyones = ExchangeObject(weights=score_network(DIMS[name], SMALL).state_dict())
     figures = algo.evaluate(everyones).metrics
     assert math.isfinite(figures["risk"])
     for _ in range(2):

@@ -66,9 +66,9 @@ def test_base_weights_are_put_where_monai_looks_for_them(tmp_path, monkeypatch, 
     models = {dims: ScoreModel(network_of(dims)) for dims in (2, 3)}
     (tmp_path / "base-2d").mkdir()
     (tmp_path / "base-3d").mkdir()
+    bundle = small_bundle("us_gamma", tmp_path / "us")
     monkeypatch.setattr(network, "PACKAGED", tmp_path)
     monkeypatch.setattr(network, "base_model", models.__getitem__)
-    bundle = small_bundle("us_gamma", tmp_path / "us")
     assert main(["weights", str(bundle)]) == 0
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == ["model.pt", "model_3d.pt"]
     for dims in (2, 3):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from bundle_runs import (
     BUNDLES,
-    CHANNELS,
     MODALITY,
+    SMALL,
     cause,
     network_of,
     run,
@@ -24,7 +24,7 @@ from bundle_runs import (
 )
 from monai.data import MetaTensor
 
-from n2s_med.bundle import EstimateNoised, LoadScand, TweedieInferer, denoising
+from n2s_med.bundle import EstimateNoised, LoadScand, TweedieInferer, denoising, score_network, weights_of
 from n2s_med.cli import main
 from n2s_med.errors import ConfigurationError, InputError, ModelError, OutputError
 from n2s_med.phantoms import pet_phantom, write_pet_series
@@ -123,8 +123,8 @@ def test_a_key_of_ones_own_is_taken_where_something_refers_to_it(tmp_path):
 def test_base_weights_stand_in_for_weights_that_are_not_there(tmp_path, monkeypatch):
     from n2s_med.bundle import network
 
-    monkeypatch.setattr(network, "PACKAGED", tmp_path / "packaged")
     bundle = small_bundle("ct_gaussian", tmp_path / "ct")
+    monkeypatch.setattr(network, "PACKAGED", tmp_path / "packaged")
     own = bundle / "models" / "model.pt"
     assert network.weights_of(str(bundle), 3) == str(own)
     assert network.weights_of(str(bundle), 2) == str(tmp_path / "packaged" / "base-2d" / "model.pt")
@@ -133,17 +133,17 @@ def test_base_weights_stand_in_for_weights_that_are_not_there(tmp_path, monkeypa
 
 
 def test_weights_of_another_kind_are_refused(tmp_path):
-    from n2s_med.bundle import score_network
-
     bundle = small_bundle("ct_gaussian", tmp_path / "ct")
     own = str(bundle / "models" / "model.pt")
+    with pytest.raises(ConfigurationError, match="chanels"):
+        score_network(3, {"chanels": [4]}, own)
     with pytest.raises(ModelError, match="2 dimensions"):
-        score_network(2, CHANNELS, own)
+        score_network(2, SMALL, own)
     with pytest.raises(ModelError, match="no such model file"):
-        score_network(3, CHANNELS, str(tmp_path / "missing.pt"))
+        score_network(3, SMALL, str(tmp_path / "missing.pt"))
     ScoreModel(network_of(3), scale=1.25).save(tmp_path / "scaled.pt")
     with pytest.raises(ModelError, match="factor"):
-        score_network(3, CHANNELS, str(tmp_path / "scaled.pt"))
+        score_network(3, SMALL, str(tmp_path / "scaled.pt"))
 
 
 def test_a_scan_of_another_modality_is_refused_by_name(tmp_path):
@@ -181,9 +181,7 @@ def test_an_image_without_its_noise_is_refused():
         inferer(MetaTensor(torch.zeros(1, 1, 8, 8, 8)), torch.nn.Identity())
 
 
-def test_shipped_bundles_find_the_packages_weights():
-    for folder in BUNDLES.iterdir():
-        if folder.is_dir() and not list((folder / "models").glob("*.pt")):
-            from n2s_med.bundle import network, weights_of
-
-            assert Path(weights_of(str(folder), 3)).parent.parent == network.PACKAGED
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shipped_bundles_find_weights_that_fit(name, dims):
+    file = weights_of(str(BUNDLES / name), dims)
+    assert score_network(dims, {}, file).spatial_dims == dims

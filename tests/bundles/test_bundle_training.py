@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bundle_runs import (
-    CHANNELS,
+    SMALL,
     TINY,
     cause,
     command,
@@ -38,9 +38,10 @@ from n2s_med.bundle import (
     ToPatchesd,
     scan_dataset,
     scan_items,
+    score_network,
 )
 from n2s_med.errors import ConfigurationError, ModelError, N2SError
-from n2s_med.score import OBJECTIVES, ScoreUNet
+from n2s_med.score import OBJECTIVES
 
 
 @pytest.fixture
@@ -283,7 +284,7 @@ def test_two_processes_train_together(ct, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Saved checkpoint at epoch: 2") == 1
     state = torch.load(ct / "models" / "model.pt", weights_only=True)
-    ScoreUNet(3, CHANNELS).load_state_dict(state)
+    score_network(3, SMALL).load_state_dict(state)
 
 
 def test_one_process_alone_is_told_to_use_torchrun(ct, monkeypatch):

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
+from n2s_med.bundle import score_network
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
 from n2s_med.score import ScoreUNet
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
+BUNDLES = Path(__file__).parents[1] / "bundles"
 NAMES = ("ct_gaussian", "pet_poisson", "mr_gaussian", "us_gamma")
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train")
 MODALITY = {name: name.split("_")[0] for name in NAMES}
 DIMS = {"ct_gaussian": 3, "pet_poisson": 3, "mr_gaussian": 3, "us_gamma": 2}
-CHANNELS = (4, 8)
+SMALL = {"channels": [4, 8]}
+"""Architecture of a network of a moment."""
 
 LAWS: dict[str, tuple[NoiseModel, float, float]] = {
     "ct_gaussian": (Gaussian(20.0), -20.0, 60.0),
@@ -41,7 +43,7 @@ def network_of(dims: int) -> ScoreUNet:
     """A network that does next to nothing, the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ScoreUNet(dims, CHANNELS)
+        return score_network(dims, SMALL)
 
 
 def small_bundle(name: str, folder: Path) -> Path:
@@ -50,7 +52,7 @@ def small_bundle(name: str, folder: Path) -> Path:
     for config in ("train", "inference"):
         file = folder / "configs" / f"{config}.json"
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["channels"] = list(CHANNELS)
+        content["architecture"] = SMALL
         file.write_text(json.dumps(content), encoding="utf-8")
     (folder / "models").mkdir()
     torch.save(network_of(DIMS[name]).state_dict(), folder / "models" / "model.pt")
