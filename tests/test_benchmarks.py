@@ -79,7 +79,7 @@ def test_it_compares_resumes_and_writes_its_tables(
     assert {**again, "cpu_s": 0} == {**before, "cpu_s": 0}
 
 
-@pytest.mark.parametrize("arm", ["gaussian", "bm4d", "supervised", "n2n", "mcsure", "n2v", "paper", "blind"])
+@pytest.mark.parametrize("arm", ["gaussian", "bm4d", "supervised", "n2n", "mcsure", "n2v", "dsm", "paper", "blind"])
 def test_every_other_arm_gives_a_finite_volume(quality: ModuleType, clean: Path, arm: str) -> None:
     volume = quality.from_file(clean)
     settings = quality.Settings(quality.TrainingConfig(steps=2), quality.ADAPTATION, quality.Compute.choose())
@@ -102,6 +102,29 @@ def test_twins_learn_what_the_unbiased_inverse_takes_back(quality: ModuleType) -
     x = torch.linspace(0.02, 1, 50)
     for column in quality.COLUMNS.values():
         assert torch.allclose(column.law.unbiased_inverse(expected_unit(column.law, x)), x, atol=2e-3)
+
+
+@pytest.mark.parametrize("column", ["g25", "p05", "p01"])
+def test_the_risk_that_mc_sure_learns_is_the_error(quality: ModuleType, column: str) -> None:
+    from arms.twins import pure, sure
+
+    x = torch.linspace(0.1, 1, 40)[:, None, None].expand(40, 50, 50)
+    noise = quality.COLUMNS[column].noise_of(x)
+    law = noise.law
+    generator = torch.Generator().manual_seed(0)
+    y = law.sample(x, generator)
+    u = law.to_unit(y)
+
+    def g(v: torch.Tensor) -> torch.Tensor:
+        return 0.6 * (u.mean() - v)
+
+    if noise.quantum:
+        risk = pure(g, u, noise, generator).mean() - 1
+        error = (law.mean_from_unit(y, g(u)) - x).square().mean() / law.variance(x).mean()
+    else:
+        risk = sure(g, u, noise, generator).mean() + 1
+        error = (u + g(u) - law.to_unit(x)).square().mean()
+    assert float(risk) == pytest.approx(float(error), rel=0.02)
 
 
 def test_an_unknown_training_key_is_refused(quality: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from arms.base import Arm, Result, Settings
 from arms.classical import best_gaussian_filter, bm4d, noisy, non_local_means
 from arms.ours import adapted, adapted_blind, base, ours, ours_blind
-from arms.published import published
+from arms.published import ar_dae, dsm
 from arms.twins import mc_sure, noise2noise, noise2void, supervised, supervised_adapted
 
 __all__ = ["ARMS", "Arm", "Result", "Settings"]
@@ -21,9 +21,10 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "bm4d": Arm("BM4D, true level", bm4d),
         "supervised": Arm("supervised, same net and steps", supervised, truth=True, trains=True),
         "n2n": Arm("Noise2Noise (a second scan)", noise2noise, truth=True, trains=True),
-        "mcsure": Arm("MC-SURE", mc_sure, trains=True),
+        "mcsure": Arm("MC-SURE, for Poisson MC-PURE", mc_sure, trains=True),
         "n2v": Arm("Noise2Void", noise2void, trains=True),
-        "paper": Arm("AR-DAE, the paper's recipe", published, trains=True),
+        "dsm": Arm("DSM as published", dsm, trains=True),
+        "paper": Arm("AR-DAE, the paper's recipe", ar_dae, trains=True),
         "ours": Arm("ours", ours, trains=True),
         "blind": Arm("ours, blind level", ours_blind, trains=True),
         "twin": Arm("base weights, adapted to the clean volume", supervised_adapted, truth=True, adapts=True),

@@ -1,20 +1,25 @@
-"""AR-DAE as the article on Noise2Score trains it, on one volume and in our number of steps.
+"""Score matching as published, on one volume and in our number of steps: AR-DAE of Noise2Score, and DSM.
 
-Kept from the article: perturbations in image units falling from 0.1 to 0.001, geometrically; one perturbation a
-patch; Adam at 2e-4, a tenth of it in the second half; a plain residual network of the image; its formula with the
-score per unit of y. Changed: the network and the patches are ours, inference averages eight flips as for all arms,
-the result is held within the range of the noisy scan, and there is no moving average: one of decay 0.999 would
-still hold half of the initial weights after 600 steps.
+AR-DAE keeps from the article on Noise2Score: perturbations in image units falling from 0.1 to 0.001, geometrically;
+one perturbation a patch; Adam at 2e-4, a tenth of it in the second half; a plain residual network of the image; its
+formula with the score per unit of y. Changed: the network and the patches are ours, inference averages eight flips as
+for all arms, the result is held within the range of the noisy scan, and there is no moving average: one of decay
+0.999 would still hold half of the initial weights after 600 steps.
+
+DSM (Vincent 2011) differs in two things: one perturbation throughout, the largest of those above, and the network is
+a denoising autoencoder ``D``, from which the score is ``(D(y) - y) / σ_a²``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from cases import Scan
 from torch import Tensor
 
 from arms.base import Result, Settings, flip_averaged
-from n2s_med.score import ArDae, ScoreUNet, annealed
+from n2s_med.score import ArDae, Dsm, Objective, ScoreUNet, annealed
 from n2s_med.score.patches import PatchSampler, UnitVolume
 
 SIGMA_A = (0.1, 0.001)
@@ -24,16 +29,33 @@ IDENTITY = torch.full((6,), 0.5)
 """What the network is told of the noise, so that it starts from the identity."""
 
 
-def published(scan: Scan, settings: Settings) -> Result:
-    """Train, then the article's formula; for correlated noise ``y + Σ s`` with the score of white steps."""
-    network = _train(scan, settings)
-    score = flip_averaged(network, scan.y, IDENTITY, settings.compute)
+Schedule = Callable[[float], Objective]
+"""The objective at each share of the run done."""
+
+
+def ar_dae(scan: Scan, settings: Settings) -> Result:
+    """Noise2Score: the amortised residual autoencoder under falling perturbations."""
+    return _score_matched(scan, settings, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
+
+
+def dsm(scan: Scan, settings: Settings) -> Result:
+    """Denoising score matching: an autoencoder under one perturbation."""
+    return _score_matched(scan, settings, lambda _: Dsm(SIGMA_A[0]), SIGMA_A[0] ** -2)
+
+
+def _score_matched(scan: Scan, settings: Settings, schedule: Schedule, scale: float) -> Result:
+    """Train, then the article's formula; for correlated noise ``y + Σ s`` with the score of white steps.
+
+    The score is the network's answer times ``scale``.
+    """
+    network = _train(scan, settings, schedule, scale)
+    score = scale * flip_averaged(network, scan.y, IDENTITY, settings.compute)
     color = scan.noise.correlation.color
     x_hat = scan.noise.law.tweedie(scan.y, color(color(score)))
     return Result(x_hat.clamp(scan.y.min(), scan.y.max()))
 
 
-def _train(scan: Scan, settings: Settings) -> ScoreUNet:
+def _train(scan: Scan, settings: Settings, schedule: Schedule, scale: float) -> ScoreUNet:
     config, compute = settings.config, settings.compute
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scan.seed)
@@ -51,8 +73,7 @@ def _train(scan: Scan, settings: Settings) -> ScoreUNet:
         generator = torch.Generator().manual_seed(scan.seed * 1_000_003 + step)
         if 2 * step >= config.steps:
             optimizer.param_groups[0]["lr"] = LEARNING_RATE / 10
-        objective = ArDae(annealed(*SIGMA_A, step / config.steps))
-        loss = _loss(network, sampler, objective, settings, generator)
+        loss = _loss(network, sampler, schedule(step / config.steps), scale, settings, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -62,7 +83,8 @@ def _train(scan: Scan, settings: Settings) -> ScoreUNet:
 def _loss(
     network: ScoreUNet,
     sampler: PatchSampler,
-    objective: ArDae,
+    objective: Objective,
+    scale: float,
     settings: Settings,
     generator: torch.Generator,
 ) -> Tensor:
@@ -73,6 +95,6 @@ def _loss(
     def score(v: Tensor) -> Tensor:
         with settings.compute.autocast():
             out: Tensor = network(v, IDENTITY.expand(len(v), -1))
-        return out.float()
+        return scale * out.float()
 
     return objective.loss(score, y, white).mean()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from arms.base import Result, Settings, flip_averaged
 from n2s_med.noise import NoiseModel
+from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.score.model import copy_state
 from n2s_med.score.patches import Patch
@@ -101,14 +102,33 @@ def _against(scan: Scan, target: Tensor, settings: Settings, start: ScoreModel |
 
 
 def mc_sure(scan: Scan, settings: Settings) -> Result:
-    """Learns Stein's risk of the noisy scan, its divergence by one probe (Soltanayev & Chun 2018)."""
+    """Learns Stein's risk of the noisy scan, its divergence by one probe (Soltanayev & Chun 2018); of counts, PURE."""
+    risk = pure if scan.noise.quantum else sure
 
     def loss(g: Network, patch: Patch, generator: torch.Generator) -> Tensor:
-        probe = scan.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
-        here, ahead = g(torch.cat((patch.u, patch.u + SURE_STEP * probe))).chunk(2)
-        return here.square() + 2 * probe * (ahead - here) / SURE_STEP
+        return risk(g, patch.u, scan.noise, generator)
 
     return _trained(scan, settings, loss)
+
+
+def sure(g: Network, u: Tensor, noise: ScanNoise, generator: torch.Generator) -> Tensor:
+    """``|g|² + 2 (L w) ∂g/∂u (L w)`` per voxel: the squared error of ``u + g(u)``, but for a constant."""
+    probe = noise.correlation.color(torch.randn(u.shape, generator=generator))
+    here, ahead = g(torch.cat((u, u + SURE_STEP * probe))).chunk(2)
+    return here.square() + 2 * probe * (ahead - here) / SURE_STEP
+
+
+def pure(g: Network, u: Tensor, noise: ScanNoise, generator: torch.Generator) -> Tensor:
+    """``(|f(y) - y|² + 2 ζ y ∂f/∂y) / mean(ζ y)`` per voxel, with ``f(y) = x_hat`` and one probe of signs.
+
+    But for a constant it is the squared error of ``f`` (Le Montagner et al. 2014; Kim, Soltanayev & Chun 2020).
+    """
+    law = noise.law
+    y = law.from_unit(u).clamp_min(0)
+    probe = law.variance(y).sqrt() * (2 * torch.randint(2, y.shape, generator=generator) - 1)
+    shown = torch.cat((y, y + SURE_STEP * probe))
+    here, ahead = law.mean_from_unit(shown, g(law.to_unit(shown))).chunk(2)
+    return ((here - y).square() + 2 * probe * (ahead - here) / SURE_STEP) / law.variance(y).mean()
 
 
 def noise2void(scan: Scan, settings: Settings) -> Result:
