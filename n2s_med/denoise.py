@@ -1,16 +1,17 @@
 """From a noisy volume, its noise and a score network to the denoised volume.
 
-    y  →  u = T(y)  →  Σ s(u), tile by tile  →  Tweedie's formula  →  x_hat
+    y  →  u = T(y)  →  Σ s(u), a few planes at a time  →  Tweedie's formula  →  x_hat
 
-The volume is tiled with halos as wide as the network sees, so the result does not depend on the tiles; what
-is in memory at once is the input, the output and one tile.
+The volume streams through the network (:mod:`n2s_med.score.stream`): every voxel is computed once, the result does
+not depend on the chunks, and what is in memory at once is the input, the output and a few planes of each layer.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,20 +22,15 @@ from n2s_med.compute import Compute
 from n2s_med.errors import InputError
 from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
-from n2s_med.score.patches import PatchSampler, UnitVolume
+from n2s_med.score.patches import noisy_corner
 from n2s_med.score.stein import PROBE_STEP, risk_terms, step_terms
-from n2s_med.tiling import Region, grown, sizes, tile_edges, tiles, within
-from n2s_med.uncertainty import MARGIN, Curve, smoothed_variance
+from n2s_med.score.stream import StreamedNetwork
+from n2s_med.uncertainty import Curve, smoothed_chunks
 
 Progress = Callable[[int, int], None]
-"""Called with the tiles done and the tiles in all."""
-
-Flips = Sequence[tuple[int, ...]]
-"""Axes to flip, one entry for each pass of the network."""
-
-Read = Callable[[Region], Tensor]
-"""Gives the unit-noise data of a region of the volume."""
+"""Called with the planes done and the planes in all."""
 
 SURE_EDGE = 40
 SURE_PATCHES = 4
@@ -52,9 +48,9 @@ class DenoiseOptions:
     Attributes
     ----------
     flips
-        Average over all flips of the volume.
-    tile_voxels
-        Voxels of one tile with its halo; bounds the memory.
+        Average over the flips of the planes.
+    chunk_voxels
+        Voxels that pass the network at once; bounds the memory.
     formula
         ``"mean"`` (:meth:`~n2s_med.noise.NoiseModel.mean_from_unit`) or ``"published"``
         (:meth:`~n2s_med.noise.NoiseModel.tweedie_from_unit`).
@@ -68,7 +64,7 @@ class DenoiseOptions:
 
     flips: bool = True
     formula: Literal["mean", "published"] = "mean"
-    tile_voxels: int = 4_000_000
+    chunk_voxels: int = 1_000_000
     step: float | None = None
     sd_probes: int = 0
     seed: int = 0
@@ -130,11 +126,13 @@ class Denoiser:
     def __init__(
         self, model: ScoreModel, noise: ScanNoise, compute: Compute, options: DenoiseOptions | None = None
     ) -> None:
-        self.scale, self.noise, self.compute = model.scale, noise, compute
+        self.noise, self.scale = noise, model.scale
         self.options = options or DenoiseOptions()
-        self.network = model.network.to(compute.device).eval()
-        self.traits = noise.correlation.traits[None].to(compute.device)
-        self.flips = _flips(self.network.spatial_dims) if self.options.flips else [()]
+        self.spatial_dims, self.stride = model.network.spatial_dims, model.network.stride
+        self.network = StreamedNetwork(model.network, noise.correlation.traits, compute)
+        axes = range(self.spatial_dims - 1)
+        every = [flip for n in range(self.spatial_dims) for flip in itertools.combinations(axes, n)]
+        self.flips: Sequence[tuple[int, ...]] = every if self.options.flips else [()]
 
     @torch.no_grad()
     def __call__(self, y: Tensor, valid: Tensor | None = None, progress: Progress | None = None) -> Denoised:
@@ -147,34 +145,28 @@ class Denoiser:
         valid
             Boolean volume; False is padding, and comes back unchanged.
         progress
-            Called with tiles done and tiles in all.
+            Called with planes done and planes in all.
 
         Raises
         ------
         InputError
             If nothing of the volume is valid, or all of it is constant.
         """
-        law = self.noise.law
-        shape = y.shape[: self.network.spatial_dims]
+        shape = y.shape[: self.spatial_dims]
         y_flat = y.reshape(shape)
         admitted = self.noise.admits(y_flat)
-        valid = admitted if valid is None else valid.reshape(shape) & admitted
-        u = to_unit(y_flat, valid, self.noise)
-        figures, curve = self._measure(u, valid)
+        u = UnitData(y_flat, admitted if valid is None else valid.reshape(shape) & admitted, self.noise)
+        figures, curve = self._measure(u)
         x_hat = y_flat.clone()
         sd = torch.zeros_like(y_flat) if self.options.sd_probes else None
-        plan = list(tiles(shape, tile_edges(shape, self._reach, self.options.tile_voxels)))
-        for done, core in enumerate(plan, start=1):
-            keep = valid[core]
-            score_u = figures.step * self._score(u.__getitem__, shape, core, self.flips)
-            local = law.at(core)
-            estimate = self._estimate(local, y_flat[core], score_u)
-            x_hat[core] = torch.where(keep, estimate, x_hat[core])
-            if sd is not None:
-                variance = local.variance(estimate) * curve(self._posterior_variance(u, core, figures.step))
-                sd[core] = torch.where(keep, variance.sqrt(), 0.0)
-            if progress:
-                progress(done, len(plan))
+        written = self._write(u, figures.step, x_hat, progress)
+        if sd is None:
+            for _ in written:
+                pass
+        else:
+            for region, variance in _regions(shape, smoothed_chunks(written)):
+                spread = (u.noise_at(region).law.variance(x_hat[region]) * curve(variance)).sqrt()
+                sd[region] = torch.where(u.valid[region], spread, 0.0)
         return Denoised(
             x_hat=x_hat.reshape(y.shape),
             sd=None if sd is None else sd.reshape(y.shape),
@@ -189,29 +181,43 @@ class Denoiser:
 
     # -- the score field -------------------------------------------------------------------------------
 
-    @property
-    def _halo(self) -> tuple[int, ...]:
-        return (self.network.receptive_radius,) * self.network.spatial_dims
+    def _write(self, u: UnitData, step: float, x_hat: Tensor, progress: Progress | None) -> Iterator[Tensor]:
+        """Write the estimate into ``x_hat``, and give what :meth:`_answers` says of its variance."""
+        for region, (score, halves) in self._answers(u, step, self.options.sd_probes):
+            estimate = self._estimate(u.noise_at(region).law, u.y[region], step * score)
+            x_hat[region] = torch.where(u.valid[region], estimate, x_hat[region])
+            if progress:
+                progress(region[-1].stop, u.shape[-1])
+            yield halves
 
-    @property
-    def _reach(self) -> tuple[int, ...]:
-        """Voxels around a core that its result depends on."""
-        margin = MARGIN if self.options.sd_probes else 0
-        return tuple(halo + margin for halo in self._halo)
+    def _answers(
+        self, u: Tensor | UnitData, step: float = 1.0, probes: int = 0
+    ) -> Iterator[tuple[Region, tuple[Tensor, Tensor]]]:
+        """Region after region: the score, averaged over flips, and two estimates (2, region) of the variance.
 
-    def _network_score(self, v: Tensor) -> Tensor:
-        """The score of a whole region (spatial), on the CPU in float32."""
-        with self.compute.autocast():
-            g: Tensor = self.network(self.compute.place(v[None, None]), self.traits)
-        return g[0, 0].float().cpu() * self.scale
+        That is ``Var[x given u]`` in units of the noise variance, by probes: each, ``L w``, times the response of
+        ``x_hat`` to it has the posterior variance as its mean.
+        """
+        flips = len(self.flips)
+        members = flips + 2 * probes
+        planes = self.options.chunk_voxels // (members * math.prod(u.shape[:-1]))
+        chunk = max(1, planes // self.stride) * self.stride
+        shown = (self._shown(u, region, probes) for region in slabs(u.shape, chunk))
+        for region, answers in _regions(u.shape, self.network(shown)):
+            score = torch.stack([g.flip(f) for g, f in zip(answers[:flips], self.flips, strict=True)]).mean(dim=0)
+            halves = torch.zeros(2 if probes else 0, *score.shape)
+            for index in range(probes):
+                probe, (ahead, behind) = self._probe(u.shape, region, index), answers[flips + 2 * index :][:2]
+                response = probe + step * self.scale * (ahead - behind) / (2 * PROBE_STEP)
+                halves[index % 2] += probe * response * (2 / probes)
+            yield region, (self.scale * score, halves)
 
-    def _score(self, read: Read, shape: Sequence[int], core: Region, flips: Flips) -> Tensor:
-        """The network's score over ``core``, averaged over flips of the volume, the same at any tiling."""
-        total = torch.zeros(sizes(core))
-        for flip in flips:
-            seen = grown(core, shape, self._halo, self.network.stride, flip)
-            total += self._network_score(read(seen).flip(flip)).flip(flip)[within(core, seen)]
-        return total / len(flips)
+    def _shown(self, u: Tensor | UnitData, region: Region, probes: int) -> Tensor:
+        """What the network is shown of a region: its flips, and the region moved along each probe, there and back."""
+        inside = u[region]
+        moves = [PROBE_STEP * self._probe(u.shape, region, index) for index in range(probes)]
+        moved = [inside + way * move for move in moves for way in (1, -1)]
+        return torch.stack([*(inside.flip(f) for f in self.flips), *moved])
 
     def _color(self, white: Tensor, outer: Region, core: Region) -> Tensor:
         """``L white`` over ``core`` from ``white`` over ``outer``; beyond the volume, ``white`` is zero."""
@@ -223,43 +229,39 @@ class Denoiser:
 
     # -- what Stein's identities tell ------------------------------------------------------------------
 
-    def _measure(self, u: Tensor, valid: Tensor) -> tuple[Figures, Curve]:
+    def _measure(self, u: UnitData) -> tuple[Figures, Curve]:
         """Step and risk, by one probe on a few patches that hold noise; and how the variance is calibrated."""
         generator = torch.Generator().manual_seed(self.options.seed)
-        volume = UnitVolume(u, valid, self.noise, (1.0,) * u.ndim)
-        sampler = PatchSampler([volume], edge=SURE_EDGE, held_out=0.0, seed=self.options.seed)
-        patches = [sampler.draw(generator) for _ in range(SURE_PATCHES)]
-        probes = [torch.randn(patch.u.shape, generator=generator) for patch in patches]
-        correlation = self.noise.correlation
+        edges = [min(SURE_EDGE, n) for n in u.shape]
+        corners = [noisy_corner(u, u.valid, edges, generator) for _ in range(SURE_PATCHES)]
+        boxes = [tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True)) for corner in corners]
+        patches = [u[box][None, None] for box in boxes]
+        probes = [torch.randn(patch.shape, generator=generator) for patch in patches]
+        inside = torch.cat([u.valid[box].flatten() for box in boxes])
 
-        def mean(maps: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-            weights = torch.cat([p.weight.flatten() for p in patches]).double()
-            first, second = (torch.cat([m[k].flatten() for m in maps]).double() for k in (0, 1))
-            return tuple(float((v * weights).sum() / weights.sum()) for v in (first, second))  # type: ignore[return-value]
+        def joined(maps: Sequence[Tensor]) -> Tensor:
+            return torch.cat([part.flatten() for part in maps])[inside].double()
 
-        g = self._flip_averaged
-        square, trace = mean([step_terms(g, p.u, correlation, w) for p, w in zip(patches, probes, strict=True)])
-        best = -trace / square if square else 1.0
+        def g(v: Tensor) -> Tensor:
+            return torch.cat([score for _, (score, _) in self._answers(v[0, 0])], dim=-1)[None, None]
+
+        pairs = [step_terms(g, p, self.noise.correlation, w) for p, w in zip(patches, probes, strict=True)]
+        square, trace = (joined([pair[k] for pair in pairs]) for k in (0, 1))
+        best = float(-trace.mean() / square.mean()) if square.any() else 1.0
         step = self._step(best)
-
-        def stepped(v: Tensor) -> Tensor:
-            return step * g(v)
-
-        risks = [risk_terms(stepped, p.u, self.noise, w) for p, w in zip(patches, probes, strict=True)]
-        risk, variance = mean(risks)
-        figures = Figures(step, best, risk / variance)
+        error, scale = step**2 * square + 2 * step * trace + 1, torch.ones_like(square)
+        if self.noise.quantum:
+            noises = [u.noise_at(box) for box in boxes]
+            risks = [risk_terms(lambda v: step * g(v), *each) for each in zip(patches, noises, probes, strict=True)]
+            error, scale = (joined([risk[k] for risk in risks]) for k in (0, 1))
+        figures = Figures(step, best, float(error.mean() / scale.mean()))
         if not self.options.sd_probes:
             return figures, Curve()
-        whole = [tuple(slice(0, n) for n in p.u.shape[2:]) for p in patches]
-        told = [self._posterior_variance(p.u[0, 0], box, step) for p, box in zip(patches, whole, strict=True)]
-        inside = torch.cat([p.weight.flatten() for p in patches]) > 0
-        error, scale = (torch.cat([r[k].flatten() for r in risks])[inside] for k in (0, 1))
-        return figures, Curve.fitted(torch.cat([t.flatten() for t in told])[inside], error, scale)
-
-    def _flip_averaged(self, v: Tensor) -> Tensor:
-        """``g`` of one whole patch (1, 1, spatial), averaged over flips."""
-        total = sum((self._network_score(v[0, 0].flip(f)).flip(f) for f in self.flips), torch.zeros(()))
-        return (total / len(self.flips))[None, None]
+        told = []
+        for patch in patches:
+            halves = (halves for _, (_, halves) in self._answers(patch[0, 0], step, self.options.sd_probes))
+            told.append(torch.cat(list(smoothed_chunks(halves)), dim=-1))
+        return figures, Curve.fitted(joined(told).float(), error.float(), scale.float())
 
     def _step(self, alpha: float) -> float:
         """The step to take: the one given, SURE's within its range, or 1 on a count lattice."""
@@ -269,37 +271,59 @@ class Denoiser:
             return 1.0
         return min(max(alpha, STEP_RANGE[0]), STEP_RANGE[1])
 
-    # -- uncertainty -----------------------------------------------------------------------------------
-
-    def _posterior_variance(self, u: Tensor, core: Region, step: float) -> Tensor:
-        """``Var[x given u]`` over ``core`` in units of the noise variance, by probes, smoothed.
-
-        Each probe ``L w`` times the response of ``x_hat`` to it has the posterior variance as its mean.
-        """
-        outer = grown(core, u.shape, (MARGIN,) * u.ndim)
-        halves = torch.zeros(2, *sizes(outer))
-        for index in range(self.options.sd_probes):
-            ahead, behind = (
-                self._score(self._shifted(u, index, way * PROBE_STEP), u.shape, outer, [()]) for way in (1, -1)
-            )
-            probe = self._probe(u.shape, outer, index)
-            halves[index % 2] += probe * (probe + step * (ahead - behind) / (2 * PROBE_STEP))
-        halves *= 2 / self.options.sd_probes
-        return smoothed_variance(halves[0], halves[1])[within(core, outer)]
-
-    def _shifted(self, u: Tensor, index: int, distance: float) -> Read:
-        """``u`` moved along a probe."""
-        return lambda seen: u[seen] + distance * self._probe(u.shape, seen, index)
-
     def _probe(self, shape: Sequence[int], core: Region, index: int) -> Tensor:
         """``L w`` over ``core``; ``w`` is ±1 and depends on the place in the volume alone."""
         outer = grown(core, shape, self.noise.correlation.radius)
         planes = []
-        for plane in range(outer[0].start, outer[0].stop):
+        for plane in range(outer[-1].start, outer[-1].stop):
             generator = torch.Generator().manual_seed((self.options.seed * 64 + index) * 1_000_003 + plane)
-            signs = torch.randint(0, 2, tuple(shape[1:]), generator=generator)
-            planes.append(signs[outer[1:]] * 2.0 - 1.0)
-        return self._color(torch.stack(planes), outer, core)
+            signs = torch.randint(0, 2, tuple(shape[:-1]), generator=generator)
+            planes.append(signs[outer[:-1]] * 2.0 - 1.0)
+        return self._color(torch.stack(planes, dim=-1), outer, core)
+
+
+def _regions(shape: Sequence[int], chunks: Iterator[Tensor]) -> Iterator[tuple[Region, Tensor]]:
+    """Chunks along the planes, each with the region of the volume that it covers."""
+    done = 0
+    for chunk in chunks:
+        yield (*(slice(0, n) for n in shape[:-1]), slice(done, done := done + chunk.shape[-1])), chunk
+
+
+class UnitData:
+    """``u = T(y)`` of a volume, region by region, in float32; padding is filled with the low end of the values.
+
+    Parameters
+    ----------
+    y, valid
+        Volume in the units of the scan, and where it holds data.
+    noise
+        Its noise.
+
+    Raises
+    ------
+    InputError
+        If nothing is valid, or all valid values are equal.
+    NoiseLawError
+        Where valid values lie outside the law's domain.
+    """
+
+    def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
+        self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
+        inside = y[valid]
+        if inside.numel() == 0:
+            raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
+        if bool((inside == inside[0]).all()):
+            raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
+        noise.law.check(inside)
+        self.low = inside[:: 1 + inside.numel() // 100_000].quantile(0.01)
+
+    def noise_at(self, region: Region) -> ScanNoise:
+        """The noise of a region."""
+        return replace(self.noise, law=self.noise.law.at(region))
+
+    def __getitem__(self, region: Region) -> Tensor:
+        filled = torch.where(self.valid[region], self.y[region], self.low)
+        return self.noise.law.at(region).to_unit(filled).float()
 
 
 def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:
@@ -321,17 +345,6 @@ def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generat
     NoiseLawError
         Where valid values lie outside the law's domain.
     """
-    inside = y[valid]
-    if inside.numel() == 0:
-        raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
-    if bool((inside == inside[0]).all()):
-        raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
-    noise.law.check(inside)
-    low = inside[:: 1 + inside.numel() // 100_000].quantile(0.01)
-    filled = torch.where(valid, y, low)
+    data = UnitData(y, valid, noise)
+    filled = torch.where(valid, y, data.low)
     return noise.law.to_unit(noise.dequantised(filled, generator) if generator else filled).float()
-
-
-def _flips(dims: int) -> Flips:
-    """Every set of axes."""
-    return [f for n in range(dims + 1) for f in itertools.combinations(range(dims), n)]

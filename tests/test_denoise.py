@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, to_unit
@@ -30,21 +30,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=seeded(seed))
 
 
-class Analytic(nn.Module):
+class Analytic(ScoreUNet):
     """A score known exactly, ``g(v) = slope (v - about)``: that of a white Gaussian signal."""
 
-    receptive_radius, stride = 2, 2
-
     def __init__(self, slope: float, about: float = 0.0, spatial_dims: int = 3) -> None:
-        super().__init__()
-        self.slope, self.about, self.spatial_dims = slope, about, spatial_dims
+        super().__init__(spatial_dims, (1,))
+        self.slope, self.about = slope, about
 
-    def forward(self, v: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
-        return self.slope * (v - self.about)
+    @staticmethod
+    def split(v: Tensor) -> tuple[Tensor, Tensor]:
+        return v, v
+
+    def score(self, correction: Tensor, detail: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
+        return self.slope * (detail - self.about)
 
 
 def analytic(slope: float, about: float = 0.0, dims: int = 3) -> ScoreModel:
-    return ScoreModel(Analytic(slope, about, dims))  # type: ignore[arg-type]
+    return ScoreModel(Analytic(slope, about, dims))
 
 
 def trained_like(dims: int = 3, levels: int = 3) -> ScoreModel:
@@ -64,64 +66,67 @@ def denoiser(model: ScoreModel, noise: ScanNoise = WHITE, **options: object) -> 
     return Denoiser(model, noise, CPU, DenoiseOptions(**options))  # type: ignore[arg-type]
 
 
-# -- the same at any tiling ----------------------------------------------------------------------------
+# -- the same in any chunks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("shape", [(71, 9, 11), (9, 70, 8), (5, 9, 67)], ids=str)
-def test_result_does_not_depend_on_the_tiles(shape: tuple[int, ...], flips: bool) -> None:
-    """Odd sizes, cut along each axis, so that tiles start at any phase of the pooling grid."""
+def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], flips: bool) -> None:
+    """Odd sizes, and chunks that start at any phase of the coarsest grid."""
     y, model = normal(*shape), trained_like(levels=2)
     options: dict[str, object] = {"flips": flips, "step": 1.0}
-    whole = denoiser(model, tile_voxels=10**9, **options)(y).x_hat
+    whole = denoiser(model, chunk_voxels=10**9, **options)(y).x_hat
     assert float((whole - y).std()) > 0.3
-    for voxels in (4000, 3001):
-        tiled = denoiser(model, tile_voxels=voxels, **options)(y).x_hat
-        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+    for voxels in (700, 1):
+        chunked = denoiser(model, chunk_voxels=voxels, **options)(y).x_hat
+        torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
 
 
-def tile_count(run: Denoiser, y: Tensor) -> int:
+def chunk_count(run: Denoiser, y: Tensor) -> int:
+    """Into how many chunks the planes come back; each is told once, in order, up to the last plane."""
     seen: list[tuple[int, int]] = []
     run(y, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(n + 1, len(seen)) for n in range(len(seen))]
+    done = [planes for planes, _ in seen]
+    assert done == sorted(set(done))
+    assert seen[-1] == (y.shape[-1], y.shape[-1])
     return len(seen)
 
 
-def test_tiles_are_told() -> None:
-    y = normal(71, 9, 11)
-    assert tile_count(denoiser(trained_like(levels=2), flips=False, tile_voxels=10**9), y) == 1
-    assert tile_count(denoiser(trained_like(levels=2), flips=False, tile_voxels=4000), y) > 1
+def test_planes_are_told() -> None:
+    y, model = normal(9, 8, 61), trained_like(levels=2)
+    few, many = (chunk_count(denoiser(model, flips=False, chunk_voxels=n), y) for n in (10**9, 500))
+    assert many > 4 * few
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_tiles_in_the_plane(levels: int) -> None:
+def test_chunks_of_a_plane(levels: int) -> None:
     y, model = normal(130, 75, 1), trained_like(2, levels)
     noise = ScanNoise(Gaussian(1.0), Correlation.white(2))
-    whole = denoiser(model, noise, tile_voxels=10**9, step=1.0)(y).x_hat
-    tiled = denoiser(model, noise, tile_voxels=6000, step=1.0)(y).x_hat
-    assert tiled.shape == y.shape
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+    whole = denoiser(model, noise, chunk_voxels=10**9, step=1.0)(y).x_hat
+    chunked = denoiser(model, noise, chunk_voxels=6000, step=1.0)(y).x_hat
+    assert chunked.shape == y.shape
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("correlation", [Correlation.white(3), COLORED], ids=["white", "correlated"])
-def test_correlated_noise_and_uncertainty_do_not_depend_on_the_tiles(correlation: Correlation) -> None:
+def test_correlated_noise_and_uncertainty_do_not_depend_on_the_chunks(correlation: Correlation) -> None:
     y, model = normal(75, 9, 8), trained_like(levels=2)
     noise = ScanNoise(Gaussian(1.0), correlation)
     options: dict[str, object] = {"flips": False, "step": 1.0, "sd_probes": 2}
-    whole = denoiser(model, noise, tile_voxels=10**9, **options)(y)
-    run = denoiser(model, noise, tile_voxels=4500, **options)
-    assert tile_count(run, y) > 1
-    tiled = run(y)
-    torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-4)
+    whole = denoiser(model, noise, chunk_voxels=10**9, **options)(y)
+    run = denoiser(model, noise, chunk_voxels=4500, **options)
+    assert chunk_count(run, y) > 1
+    chunked = run(y)
+    torch.testing.assert_close(chunked.x_hat, whole.x_hat, rtol=0, atol=1e-4)
     assert whole.sd is not None
-    assert tiled.sd is not None
-    torch.testing.assert_close(tiled.sd.square(), whole.sd.square(), rtol=0, atol=1e-3)
+    assert chunked.sd is not None
+    torch.testing.assert_close(chunked.sd.square(), whole.sd.square(), rtol=0, atol=1e-3)
 
 
-def test_figures_do_not_depend_on_the_tiles() -> None:
+def test_figures_do_not_depend_on_the_chunks() -> None:
     y, model = normal(50, 20, 20), analytic(-0.4)
-    first = denoiser(model, tile_voxels=10**9)(y).figures
-    assert denoiser(model, tile_voxels=3000)(y).figures == first
+    first = denoiser(model, chunk_voxels=10**9)(y).figures
+    assert denoiser(model, chunk_voxels=3000)(y).figures == first
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 7, 5), (40, 3, 1), (2, 2, 2)], ids=str)
@@ -230,13 +235,13 @@ def test_scaled_intensities_scale_the_result() -> None:
     torch.testing.assert_close(other.sd, 40 * one.sd, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("voxels", [10**9, 3000], ids=["one tile", "tiles"])
+@pytest.mark.parametrize("voxels", [10**9, 3000], ids=["at once", "in chunks"])
 def test_level_may_be_a_map(voxels: int) -> None:
     """Noise that grows along the volume: each voxel is judged by its own."""
     sigma = torch.linspace(0.5, 4, 44)[:, None, None].expand(44, 12, 12)
     y = sigma * (SIGNAL**2 + 1) ** 0.5 * normal(44, 12, 12)
     noise = ScanNoise(Gaussian(sigma), Correlation.white(3))
-    result = denoiser(analytic(KEEP - 1), noise, step=1.0, tile_voxels=voxels, sd_probes=2)(y)
+    result = denoiser(analytic(KEEP - 1), noise, step=1.0, chunk_voxels=voxels, sd_probes=2)(y)
     torch.testing.assert_close(result.x_hat, KEEP * y, rtol=1e-4, atol=1e-4)
     assert result.sd is not None
     torch.testing.assert_close(result.sd, math.sqrt(KEEP) * sigma, rtol=1e-2, atol=0)

@@ -74,8 +74,8 @@ class Arm:
 
 @torch.no_grad()
 def flip_averaged(network: ScoreUNet, v: Tensor, traits: Tensor, compute: Compute) -> Tensor:
-    """The network's output for a whole volume (X, Y, Z), averaged over eight flips."""
-    flips = [f for n in range(v.ndim + 1) for f in itertools.combinations(range(v.ndim), n)]
+    """The network's output for a whole volume (X, Y, Z), averaged over the flips of its planes, as ours does."""
+    flips = [f for n in range(v.ndim) for f in itertools.combinations(range(v.ndim - 1), n)]
     total = torch.zeros_like(v)
     for flip in flips:
         with compute.autocast():

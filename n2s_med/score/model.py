@@ -18,7 +18,7 @@ from n2s_med.atomic import whole
 from n2s_med.errors import ModelError
 from n2s_med.score.network import ScoreUNet
 
-FORMAT = 2
+FORMAT = 3
 ANY = "any"
 
 

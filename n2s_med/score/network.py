@@ -1,13 +1,15 @@
 """The AR-DAE UNet: from a volume of unit noise to the score of its density.
 
-A 3D (or 2D) UNet of average pooling and nearest upsampling, two convolutions a level. Any size of one voxel
-or more per axis passes: pooling rounds up and upsampling takes the size of its skip.
+A 3D (or 2D) UNet that is thin where voxels are many: one convolution into the finest level and one out of it, all
+width below, strided convolutions between. (A UNet of two convolutions a level spends two thirds of its arithmetic,
+and most of its memory traffic, at the finest.) Any size of one voxel or more per axis passes: features are padded
+with zeros to a multiple of the coarsest voxel.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,11 @@ from torch.nn import functional as F
 SLOPE = 0.1
 """Of the leaky ReLU."""
 
-KERNEL = (0.000_06, 0.009_62, 0.205_42, 0.569_80, 0.205_42, 0.009_62, 0.000_06)
-"""``G`` along one axis: a Gaussian of standard deviation 0.7 voxel."""
-
 SOFT = 8.0
 """Noise standard deviations beyond which detail is an edge, not noise."""
+
+CONVOLUTIONS = 2
+"""At every level below the finest, each way."""
 
 
 class ScoreUNet(nn.Module):
@@ -29,8 +31,11 @@ class ScoreUNet(nn.Module):
     ``v + R(v)`` is the denoised volume. It comes in two channels, detail and base, both compressed beyond
     :data:`SOFT`: an edge of a thousand noise SDs, as of bone in CT, looks like any strong edge, and detail of one
     noise SD is not lost in bfloat16 beside intensities of hundreds. For white noise (``a = 1``) the network starts
-    from the Gaussian filter ``G`` where detail is as weak as noise and from the volume itself at edges (``ψ``
+    from the binomial filter ``G`` where detail is as weak as noise and from the volume itself at edges (``ψ``
     falls off there); for correlated noise (``a = 0``) it starts from the volume itself.
+
+    :meth:`features` and :meth:`score` are the two ends of :meth:`forward`, for those who run the layers between
+    them in another order (:mod:`n2s_med.score.stream`).
 
     Parameters
     ----------
@@ -42,16 +47,24 @@ class ScoreUNet(nn.Module):
 
     centre: Tensor
 
-    def __init__(self, spatial_dims: int = 3, channels: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(self, spatial_dims: int = 3, channels: Sequence[int] = (16, 64, 128)) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
         self.channels: tuple[int, ...] = tuple(channels)
-        conv = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        fine_to_coarse = list(zip((2, *channels[:-1]), channels, strict=True))
-        self.encoder = nn.ModuleList(_Block(conv, inside, out, 2 * spatial_dims) for inside, out in fine_to_coarse)
-        self.decoder = nn.ModuleList(_Block(conv, coarse + fine, fine) for fine, coarse in itertools.pairwise(channels))
+        conv, up = (nn.Conv3d, nn.ConvTranspose3d) if spatial_dims == 3 else (nn.Conv2d, nn.ConvTranspose2d)
+        self.encoder, self.decoder = (cast("list[Level]", nn.ModuleList()) for _ in range(2))
+        self.up = cast("list[nn.ConvTranspose2d | nn.ConvTranspose3d]", nn.ModuleList())
+        for level, width in enumerate(channels):
+            into = [conv(channels[level - 1], width, 2, stride=2)] if level else [conv(2, width, 3, padding=1)]
+            down, back = ([conv(width, width, 3, padding=1) for _ in range(CONVOLUTIONS * (level > 0))] for _ in "<>")
+            self.encoder.append(Level([*into, *down], traits=2 * spatial_dims))
+            if level < len(channels) - 1:
+                self.up.append(up(channels[level + 1], width, 2, stride=2))
+                self.decoder.append(Level(back))
         self.head = conv(channels[0], 1, 3, padding=1)
         with torch.no_grad():
+            for layer in self.up:
+                layer.weight.normal_(std=layer.in_channels**-0.5)
             self.head.weight.mul_(0.1)
         self.register_buffer("centre", torch.zeros(()))
 
@@ -59,17 +72,6 @@ class ScoreUNet(nn.Module):
     def stride(self) -> int:
         """Voxels of the finest level per voxel of the coarsest."""
         return 1 << (len(self.channels) - 1)
-
-    @property
-    def receptive_radius(self) -> int:
-        """Voxels on each side that can reach one output voxel, rounded up to a multiple of the stride.
-
-        Each level's convolutions reach one voxel of that level each, and pooling and upsampling at most one.
-        """
-        levels = len(self.channels)
-        convolutions = sum(4 << level for level in range(levels - 1)) + (2 << (levels - 1)) + 1
-        reach = convolutions + self.stride + len(KERNEL) // 2
-        return -(-reach // self.stride) * self.stride
 
     def forward(self, v: Tensor, traits: Tensor | None = None) -> Tensor:
         """Return the score of ``v``.
@@ -89,58 +91,80 @@ class ScoreUNet(nn.Module):
         """
         if traits is None:
             traits = v.new_zeros(v.shape[0], 2 * self.spatial_dims)
-        base = _smooth(v)
-        detail = v - base
-        shown = SOFT * torch.tanh(detail / SOFT), SOFT * torch.asinh((base - self.centre) / SOFT)
-        correction = self._unet(torch.cat(shown, dim=1), traits)
+        detail, base = self.split(v)
+        size = v.shape[2:]
+        x = F.pad(self.features(detail, base), [p for n in reversed(size) for p in (0, -n % self.stride)])
+        skips: list[Tensor] = []
+        for level in self.encoder:
+            x = level(x, traits)
+            skips.append(x)
+        for up, level, skip in reversed(list(zip(self.up, self.decoder, skips[:-1], strict=True))):
+            x = level(merged(up(x), skip))
+        return self.score(self.head(x)[(..., *(slice(0, n) for n in size))], detail, traits)
+
+    @staticmethod
+    def split(v: Tensor) -> tuple[Tensor, Tensor]:
+        """Detail ``v - G v`` and base ``G v``."""
+        base = v
+        for axis in range(2, v.ndim):
+            base = _smooth(base, axis)
+        return v - base, base
+
+    def features(self, detail: Tensor, base: Tensor) -> Tensor:
+        """What the first convolution sees."""
+        ratio = (base - self.centre) / SOFT
+        asinh = torch.copysign(torch.log(ratio.abs() + torch.sqrt(ratio * ratio + 1)), ratio)  # torch's own is slow
+        return torch.cat((SOFT * torch.tanh(detail / SOFT), SOFT * asinh), dim=1)
+
+    def score(self, correction: Tensor, detail: Tensor, traits: Tensor) -> Tensor:
+        """``R`` from what the last convolution gives."""
         smoothing = (1 - 2 * traits[:, : self.spatial_dims].mean(dim=1)).clamp(0, 1)
         weak = detail / (1 + (detail / SOFT).square())
-        return correction - smoothing.view(-1, *(1,) * (v.ndim - 1)) * weak
-
-    def _unet(self, x: Tensor, traits: Tensor) -> Tensor:
-        pool: Callable[..., Tensor] = F.avg_pool3d if self.spatial_dims == 3 else F.avg_pool2d
-        skips: list[Tensor] = []
-        for block in self.encoder:
-            if skips:
-                x = pool(x, [min(2, size) for size in x.shape[2:]], ceil_mode=True)
-            x = block(x, traits)
-            skips.append(x)
-        for block, skip in zip(reversed(self.decoder), reversed(skips[:-1]), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode="nearest")
-            x = block(torch.cat((x, skip), dim=1))
-        score: Tensor = self.head(x)
-        return score
+        return correction - smoothing.view(-1, *(1,) * (detail.ndim - 1)) * weak
 
 
-def _smooth(v: Tensor) -> Tensor:
-    """``G v`` by one small convolution per axis, edges replicated."""
-    radius = len(KERNEL) // 2
-    for axis in range(2, v.ndim):
-        index = torch.arange(-radius, v.shape[axis] + radius, device=v.device).clamp(0, v.shape[axis] - 1)
-        padded = v.index_select(axis, index)
-        smooth = torch.zeros_like(v)
-        for tap, weight in enumerate(KERNEL):
-            smooth = smooth.add(padded.narrow(axis, tap, v.shape[axis]), alpha=weight)
-        v = smooth
-    return v
+def merged(risen: Tensor, skip: Tensor) -> Tensor:
+    """What came up from the coarser level and what was kept of this one, activated."""
+    return F.leaky_relu(risen.add_(skip), SLOPE, inplace=True)
 
 
-class _Block(nn.Module):
-    """Two convolutions with leaky ReLU, He initialised; the traits shift the channels after the first."""
+class Level(nn.Module):
+    """Convolutions with leaky ReLU, He initialised; the traits shift the channels after the first of kernel 3."""
 
-    def __init__(self, conv: type[nn.Conv2d] | type[nn.Conv3d], inside: int, out: int, traits: int = 0) -> None:
+    def __init__(self, layers: Sequence[nn.Conv2d | nn.Conv3d], traits: int = 0) -> None:
         super().__init__()
-        self.first, self.second = conv(inside, out, 3, padding=1), conv(out, out, 3, padding=1)
-        for layer in (self.first, self.second):
+        self.layers = cast("list[nn.Conv2d | nn.Conv3d]", nn.ModuleList(layers))
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        self.shift = nn.Linear(traits, out, bias=False) if traits else None
+        self.told = int(len(layers) > 1)
+        self.shift = nn.Linear(traits, layers[-1].out_channels, bias=False) if traits else None
         if self.shift is not None:
             nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, traits: Tensor | None = None) -> Tensor:
-        x = self.first(x)
-        if self.shift is not None and traits is not None:
+        """Features of the level from those of the one before, (N, C, spatial)."""
+        for number, layer in enumerate(self.layers):
+            x = self.activated(number, layer(x), traits)
+        return x
+
+    def tell(self, traits: Tensor) -> None:
+        """Put the shift by one noise's traits into the bias, once for all volumes of it."""
+        bias = self.layers[self.told].bias
+        if self.shift is not None and bias is not None:
+            with torch.no_grad():
+                bias.add_(self.shift(traits))
+
+    def activated(self, number: int, x: Tensor, traits: Tensor | None = None) -> Tensor:
+        """What follows the convolution of this number, in place."""
+        if self.shift is not None and traits is not None and number == self.told:
             x = x + self.shift(traits).view(*x.shape[:2], *(1,) * (x.ndim - 2))
-        return F.leaky_relu(self.second(F.leaky_relu(x, SLOPE, inplace=True)), SLOPE, inplace=True)
+        return F.leaky_relu(x, SLOPE, inplace=True)
+
+
+def _smooth(v: Tensor, axis: int) -> Tensor:
+    """The filter (1/4, 1/2, 1/4) along one axis, edges replicated."""
+    size = v.shape[axis]
+    padded = torch.cat((v.narrow(axis, 0, 1), v, v.narrow(axis, size - 1, 1)), axis)
+    return 0.5 * v + 0.25 * (padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size))

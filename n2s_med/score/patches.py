@@ -190,7 +190,7 @@ class PatchSampler:
             index = int(torch.multinomial(self.shares, 1, generator=generator))
             volume = self.volumes[index]
             edges = _held_out_edges(volume)
-            corner = self._corner(volume, edges, generator)
+            corner = noisy_corner(volume.u, volume.valid, edges, generator)
             block = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
             weights = self.weights[index]
             if 2 * int(weights[block].sum()) > int(weights.sum()):
@@ -222,7 +222,7 @@ class PatchSampler:
             places = strata[int(torch.randint(len(strata), (), generator=generator))]
             corner = _corner_by(_one_of(places, generator), edges, volume.u.shape, generator)
         else:
-            corner = self._corner(volume, edges, generator)
+            corner = noisy_corner(volume.u, volume.valid, edges, generator)
         cut = tuple(slice(c, c + self.edge) for c in corner)
         orders = self.orders[index]
         order = orders[int(torch.randint(len(orders), (), generator=generator))]
@@ -235,27 +235,29 @@ class PatchSampler:
             tuple(axis for axis in range(volume.u.ndim) if flipped[axis]),
         )
 
-    @classmethod
-    def _corner(cls, volume: UnitVolume, edges: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
-        """A random corner whose block is mostly valid and holds noise, if one is found in a few draws."""
-        for _ in range(DRAWS):
-            corner = tuple(
-                int(torch.randint(max(1, n - e + 1), (), generator=generator))
-                for n, e in zip(volume.u.shape, edges, strict=True)
-            )
-            cut = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
-            inside = volume.valid[cut]
-            if inside.float().mean() > 0.5 and volume.u[cut][inside].std(correction=0) > 0.5:
-                return corner
-        return cls._corner_by_a_voxel(volume, edges, generator)
 
-    @staticmethod
-    def _corner_by_a_voxel(volume: UnitVolume, edges: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
-        """A corner whose block holds a random valid voxel: first its plane is drawn, then its place there."""
-        per_plane = volume.valid.flatten(1).sum(1).double()
-        plane = int(torch.multinomial(per_plane, 1, generator=generator))
-        place = _one_of(volume.valid[plane].nonzero(), generator)
-        return _corner_by((plane, *place), edges, volume.u.shape, generator)
+class Boxes(Protocol):
+    """Data of which boxes can be taken."""
+
+    shape: torch.Size
+
+    def __getitem__(self, region: tuple[slice, ...]) -> Tensor: ...
+
+
+def noisy_corner(u: Boxes, valid: Tensor, edges: Sequence[int], generator: torch.Generator) -> tuple[int, ...]:
+    """A random corner whose block is mostly valid and holds noise, if one is found in a few draws."""
+    for _ in range(DRAWS):
+        corner = tuple(
+            int(torch.randint(max(1, n - e + 1), (), generator=generator)) for n, e in zip(u.shape, edges, strict=True)
+        )
+        cut = tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True))
+        inside = valid[cut]
+        if inside.float().mean() > 0.5 and u[cut][inside].std(correction=0) > 0.5:
+            return corner
+    per_plane = valid.flatten(1).sum(1).double()
+    plane = int(torch.multinomial(per_plane, 1, generator=generator))
+    place = _one_of(valid[plane].nonzero(), generator)
+    return _corner_by((plane, *place), edges, u.shape, generator)
 
 
 def _one_of(places: Tensor, generator: torch.Generator) -> tuple[int, ...]:

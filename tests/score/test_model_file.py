@@ -86,14 +86,14 @@ def test_missing(tmp_path: Path) -> None:
     "content",
     [
         {},
-        {"format": 2},
-        {"format": 2, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": {}},
-        {"format": 2, "network": {"rooms": 2}, "state": {}},
-        {"format": 2, "network": {"spatial_dims": 2, "channels": []}, "state": {}},
-        {"format": 2, "network": {"spatial_dims": 2, "channels": [-2]}, "state": {}},
-        {"format": 2, "network": {"spatial_dims": "2", "channels": "ab"}, "state": {}},
-        {"format": 2, "network": [2], "state": {}},
-        {"format": 2, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": 5},
+        {"format": 3},
+        {"format": 3, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": {}},
+        {"format": 3, "network": {"rooms": 2}, "state": {}},
+        {"format": 3, "network": {"spatial_dims": 2, "channels": []}, "state": {}},
+        {"format": 3, "network": {"spatial_dims": 2, "channels": [-2]}, "state": {}},
+        {"format": 3, "network": {"spatial_dims": "2", "channels": "ab"}, "state": {}},
+        {"format": 3, "network": [2], "state": {}},
+        {"format": 3, "network": {"spatial_dims": 2, "channels": [2, 3]}, "state": 5},
         [1, 2],
         torch.ones(3),
     ],
@@ -108,7 +108,7 @@ def test_foreign_files(content: object, tmp_path: Path) -> None:
 
 def test_another_format(file: Path) -> None:
     torch.save(load_tensors(file) | {"format": 7}, file)
-    with pytest.raises(ModelError, match=r"model format 7, this version reads 2\. Train again"):
+    with pytest.raises(ModelError, match=r"model format 7, this version reads 3\. Train again"):
         ScoreModel.load(file)
 
 

@@ -1,10 +1,9 @@
-"""The network on volumes of any size, and how far it sees."""
+"""The network on volumes of any size, and what it starts from."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from n2s_med.score import ScoreUNet
 
@@ -59,7 +58,7 @@ def test_volumes_of_a_batch_do_not_mix() -> None:
     torch.testing.assert_close(unet(v)[1:2], unet(v[1:2]), rtol=1e-4, atol=1e-5)
 
 
-def test_starts_from_a_gaussian_filter() -> None:
+def test_starts_from_a_binomial_filter() -> None:
     """With a head of zeros, ``v + R(v)`` is a unit-sum, symmetric filter: constants and ramps stay."""
     unet = network(2)
     with torch.no_grad():
@@ -70,7 +69,7 @@ def test_starts_from_a_gaussian_filter() -> None:
         filtered = 100 * (impulse + unet(impulse))[0, 0]
         assert float(filtered.sum()) == pytest.approx(1, abs=1e-4)
         offset = torch.arange(-7.0, 8.0)
-        assert float((filtered.sum(1) * offset**2).sum()) == pytest.approx(0.7**2, abs=0.02)
+        assert float((filtered.sum(1) * offset**2).sum()) == pytest.approx(0.5, abs=0.01)
         assert torch.allclose(filtered, filtered.T)
         assert torch.allclose(unet(torch.full((1, 1, 9, 9), 300.0)), torch.zeros(()), atol=0.02)
 
@@ -105,41 +104,6 @@ def test_is_told_of_the_correlation() -> None:
         alone, told = unet(v), unet(v, traits)
     assert torch.equal(told[0], alone[0])
     assert float((told[1] - alone[1]).abs().max()) > 1e-3
-
-
-def reach(unet: ScoreUNet, size: int, at: int) -> int:
-    """Farthest input voxel along the first axis with a gradient into output voxel ``at``."""
-    v = torch.randn(1, 1, size, 3, generator=seeded()).double().requires_grad_()
-    unet.double()(v)[0, 0, at, 1].backward()
-    assert v.grad is not None
-    touched = v.grad[0, 0].abs().sum(1).nonzero().flatten()
-    return int((touched - at).abs().max())
-
-
-@pytest.mark.parametrize("channels", [(4,), (4, 6), (4, 6, 8)], ids=len)
-def test_receptive_radius_is_true_and_tight(channels: tuple[int, ...]) -> None:
-    """At every phase of the pooling grid; no more than a stride and the smoothing wider than need be."""
-    unet = network(2, channels)
-    size = 2 * unet.receptive_radius + 3 * unet.stride
-    reaches = [reach(unet, size, size // 2 + phase) for phase in range(unet.stride)]
-    assert max(reaches) <= unet.receptive_radius
-    assert unet.receptive_radius % unet.stride == 0
-    assert unet.receptive_radius - max(reaches) <= 2 * unet.stride
-
-
-def test_voxels_beyond_the_radius_change_nothing() -> None:
-    unet, size = network(2), 80
-    v = torch.randn(1, 1, size, 6, generator=seeded())
-    w = v.clone()
-    w[:, :, : size // 2 - unet.receptive_radius] += 10.0
-
-    def at_centre(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return unet(x)[0, 0, size // 2 :]
-
-    torch.testing.assert_close(at_centre(w), at_centre(v), rtol=0, atol=1e-5)
-    w[:, :, size // 2 - 3] += 10.0
-    assert not torch.allclose(at_centre(w), at_centre(v), atol=1e-2)
 
 
 def test_centre_takes_the_level_out_of_the_network() -> None:

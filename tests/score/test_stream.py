@@ -1,0 +1,97 @@
+"""A network that is given a volume in chunks of planes says what it says of the volume in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from n2s_med.compute import Compute
+from n2s_med.score import ScoreUNet
+from n2s_med.score.stream import StreamedNetwork, multiples, together, windows
+
+CPU = Compute(torch.device("cpu"), bf16=False)
+
+
+def network(dims: int, channels: tuple[int, ...]) -> ScoreUNet:
+    """Random weights, biases and traits included; the answer is as large as the input."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = ScoreUNet(dims, channels)
+        with torch.no_grad():
+            unet.head.weight.mul_(20)
+            for name, parameter in unet.named_parameters():
+                if parameter.ndim == 1 or "shift" in name:
+                    parameter.uniform_(-0.2, 0.2)
+    return unet
+
+
+def chunks(volume: Tensor, planes: int) -> Iterator[Tensor]:
+    return iter(volume.split(planes, dim=-1))
+
+
+@pytest.mark.parametrize("planes", [1, 4, 7, 100])
+@pytest.mark.parametrize("channels", [(3,), (3, 4), (3, 4, 5)], ids=len)
+@pytest.mark.parametrize("shape", [(17, 10, 41), (1, 1, 1), (5, 6, 2), (8, 9, 1), (33, 70), (5, 1)], ids=str)
+def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...], planes: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    v = 3 * torch.randn(2, *shape, generator=generator)
+    traits = 0.2 * torch.rand(2 * len(shape), generator=generator)
+    unet = network(len(shape), channels)
+    with torch.no_grad():
+        whole = unet(v[:, None], traits.expand(2, -1))[:, 0]
+    streamed = torch.cat(list(StreamedNetwork(unet, traits, CPU)(chunks(v, planes))), dim=-1)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=2e-5)
+
+
+def test_the_network_itself_is_left_alone() -> None:
+    unet = network(3, (3, 4))
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    StreamedNetwork(unet, torch.ones(6), Compute(torch.device("cpu"), bf16=True))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    assert unet.head.padding == (1, 1, 1)
+
+
+def test_planes_come_before_the_last_is_given() -> None:
+    """What is held back does not grow: slices go in, slices come out."""
+    given = 0
+
+    def planes() -> Iterator[Tensor]:
+        nonlocal given
+        for _ in range(100):
+            given += 4
+            yield torch.zeros(1, 5, 6, 4)
+
+    done, lag = 0, 0
+    for answer in StreamedNetwork(network(3, (3, 4, 5)), torch.zeros(6), CPU)(planes()):
+        lag = max(lag, given - done)
+        done += answer.shape[-1]
+    assert done == 400
+    assert lag <= 40
+
+
+def planes_of(*numbers: int) -> Iterator[Tensor]:
+    """Chunks (1, 1, planes) that count from one."""
+    start = 1
+    for number in numbers:
+        yield torch.arange(start, start := start + number).float()[None, None]
+
+
+@pytest.mark.parametrize(("repeat", "ends"), [(False, (0, 0)), (True, (1, 6))])
+def test_windows(repeat: bool, ends: tuple[int, int]) -> None:
+    seen = [w.flatten().tolist() for w in windows(planes_of(1, 3, 2), 1, repeat=repeat)]
+    inner = [value for window in seen for value in window[1:-1]]
+    assert inner == [1, 2, 3, 4, 5, 6]
+    assert (seen[0][0], seen[-1][-1]) == ends
+
+
+def test_multiples() -> None:
+    assert [m.flatten().tolist() for m in multiples(planes_of(1, 3, 3), 4)] == [[1, 2, 3, 4], [5, 6, 7, 0]]
+
+
+def test_together_stops_with_the_shortest() -> None:
+    pairs = list(together(planes_of(2, 3), planes_of(1, 1, 2)))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert sum(a.shape[2] for a, _ in pairs) == 4
