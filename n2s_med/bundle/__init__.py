@@ -14,30 +14,12 @@ the same values.
 
 from n2s_med.bundle.check import bundle_root, check_config
 from n2s_med.bundle.data import scan_dataset, scan_items
-from n2s_med.bundle.engine import (
-    Averaged,
-    AveragingHandler,
-    Best,
-    BestHandler,
-    CheckpointHandler,
-    EpochOptimizer,
-    FigureMean,
-    FiguresSaver,
-    HeldOutRisk,
-    PerturbationLoss,
-    ResumeHandler,
-    is_lower,
-    join_processes,
-    local_device,
-    one_scan,
-    only,
-    part_processes,
-    perturbed_batch,
-    rank,
-    run_name,
-)
+from n2s_med.bundle.figures import FigureMean, FiguresSaver, HeldOutRisk, is_lower, one_scan, only
 from n2s_med.bundle.inferers import RiskInferer, ScoreInferer, TweedieInferer, denoising
+from n2s_med.bundle.keeping import Best, BestHandler, CheckpointHandler, ResumeHandler
+from n2s_med.bundle.learning import Averaged, AveragingHandler, EpochOptimizer, PerturbationLoss, perturbed_batch
 from n2s_med.bundle.network import DenoisingNetwork, best_file, bundle_network, score_network, weights_of
+from n2s_med.bundle.processes import join_processes, local_device, part_processes, rank, run_name
 from n2s_med.bundle.track import TrackingHandler, close
 from n2s_med.bundle.transforms import (
     DrawPerturbedd,

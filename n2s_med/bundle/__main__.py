@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def _weights(bundle: Path, _: argparse.Namespace) -> list[Path]:
 
 
 def _adapt(bundle: Path, arguments: argparse.Namespace) -> list[Path]:
-    return adapt(bundle, Recipe.read(arguments.recipe, bundle.resolve().name), arguments.data)
+    recipe = Recipe.read(arguments.recipe, bundle.resolve().name)
+    with contextlib.redirect_stdout(sys.stderr):  # MONAI's handlers log to stdout, where the results go
+        return adapt(bundle, recipe, arguments.data)
 
 
 def _export(bundle: Path, arguments: argparse.Namespace) -> list[Path]:

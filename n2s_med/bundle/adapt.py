@@ -230,7 +230,7 @@ def _reference(bundle: Path, settings: Mapping[str, Any], base: Path, work: Path
     _write(work / "noisy.nii.gz", law.sample(clean, torch.Generator().manual_seed(0)))
     rows = {"validation": [{"image": "noisy.nii.gz", "reference": "clean.nii.gz"}]}
     (work / "phantom.json").write_text(json.dumps(rows), encoding="utf-8")
-    told = {}
+    told = dict[str, float]()
     for name, weights in (("base", base), ("adapted", work / "models" / "model.pt")):
         out = work / name
         _run(bundle, ["train", "evaluate"], work / "phantom.json", weights, output_dir=str(out), flips=False)

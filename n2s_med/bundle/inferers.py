@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from n2s_med.bundle.engine import unwrapped
+from n2s_med.bundle.processes import unwrapped
 from n2s_med.bundle.transforms import OUTCOME, Outcome, scans_with_noise
 from n2s_med.compute import Compute, PrecisionName
 from n2s_med.denoise import DenoiseOptions
@@ -36,7 +36,7 @@ def denoising(
     precision: PrecisionName = "auto",
     flips: bool = True,
     formula: Literal["mean", "published"] = "mean",
-    tile_voxels: int = 4_000_000,
+    chunk_voxels: int = 1_000_000,
     sd_map: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -55,7 +55,7 @@ def denoising(
         Training keys of the adaptation to each scan; ``None`` takes the network as it is, ``{}`` the default.
     device, precision
         As for :meth:`n2s_med.compute.Compute.choose`.
-    flips, formula, tile_voxels, seed
+    flips, formula, chunk_voxels, seed
         As for :class:`n2s_med.denoise.DenoiseOptions`.
     sd_map
         Write the standard deviation of each voxel too.
@@ -68,7 +68,7 @@ def denoising(
         model=Path(ckpt_path) if ckpt_path else None,
         modality=modality_named(modality).name,
         config=None if adaptation is None else TrainingConfig.from_mapping(adaptation, ADAPTATION),
-        options=DenoiseOptions(flips, formula, tile_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed),
+        options=DenoiseOptions(flips, formula, chunk_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed),
         compute=Compute.choose(str(device), precision),
         overwrite=overwrite,
         quiet=True,

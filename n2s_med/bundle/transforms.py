@@ -19,7 +19,7 @@ from n2s_med.denoise import Denoised
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.jobs.denoise import DenoiseJob
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest
-from n2s_med.jobs.train import Scan, place_of, scans_of
+from n2s_med.jobs.scans import Scan, place_of, scans_of
 from n2s_med.modalities import modality_named
 from n2s_med.quality import residual_of, verdicts
 from n2s_med.score import OBJECTIVES, ScoreModel

@@ -20,6 +20,7 @@ import pytest
 import torch
 from bundle_runs import TINY, run, small_bundle, workflow, write_scan
 
+from n2s_med.errors import N2SError
 from n2s_med.phantoms import pet_phantom, write_pet_series
 
 SECRETS = ("Doe", "Jane", "ID-4711")
@@ -129,6 +130,18 @@ def test_a_training_that_fails_does_not_stay_running(tmp_path):
     client = mlflow.MlflowClient(f"sqlite:///{bundle}/eval/mlflow.db")
     (found,) = client.search_runs([client.get_experiment_by_name("n2s-med ct_gaussian").experiment_id])
     assert found.info.status == "FAILED"
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    bundle = small_bundle("ct_gaussian", tmp_path / "ct")
+    before = (bundle / "models" / "model.pt").read_bytes()
+    scan = write_scan("ct_gaussian", tmp_path / "scan.nii.gz")
+    made = workflow(bundle, "train", dataset_dir=str(scan), track=True, **TINY)
+    with pytest.raises(N2SError, match=r"127\.0\.0\.1:9"):
+        made.run()
+    assert made.trainer.state.iteration == 0
+    assert (bundle / "models" / "model.pt").read_bytes() == before
 
 
 def test_monais_own_tracking_ends_its_runs(tmp_path):

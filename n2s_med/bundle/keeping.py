@@ -1,0 +1,141 @@
+"""What a training keeps: the best weights, and checkpoints to resume from."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch import nn
+
+from n2s_med.errors import ModelError
+from n2s_med.score.model import save_tensors
+
+log = logging.getLogger(__name__)
+
+
+class Best:
+    """The weights with the lowest clean-free figure, kept in a file, and how long ago that was.
+
+    Parameters
+    ----------
+    network
+        The network to keep.
+    file
+        Where its weights go, as MONAI keeps them: a dictionary of tensors.
+    patience
+        Checks without improvement after which training stops.
+    given
+        Whether training starts from given weights. An error cannot be below zero: where its estimate for these is,
+        it can judge nothing, and they are kept.
+    """
+
+    def __init__(self, network: nn.Module, file: str, patience: int, given: bool = False) -> None:
+        self.network, self.file, self.patience, self.given = network, Path(file), patience, given
+        self.first: float | None = None
+        self.risk, self.waited = math.inf, 0
+
+    def take(self, risk: float, *, save: bool) -> bool:
+        """Take a figure, keep the weights if it is the lowest, and say whether to go on."""
+        if self.first is None:
+            self.first = risk
+        self.waited += 1
+        if risk < self.risk:
+            self.risk, self.waited = risk, 0
+            if save:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                save_tensors({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, self.file)
+        if self.given and self.first <= 0:
+            log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
+            return False
+        return self.waited < self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first figure, the lowest, and how many checks ago that was."""
+        return {"first": self.first, "risk": self.risk, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.first, self.risk, self.waited = state["first"], state["risk"], state["waited"]
+
+
+class BestHandler:
+    """Handler that keeps the best weights and stops early.
+
+    Parameters
+    ----------
+    best
+        What is kept.
+    evaluator
+        Validation engine, whose ``risk`` decides.
+    save
+        Whether this process writes the file.
+    """
+
+    def __init__(self, best: Best, evaluator: Engine, save: bool) -> None:
+        self.best, self.evaluator, self.save = best, evaluator, save
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        self.evaluator.add_event_handler(Events.COMPLETED, self._check, engine)
+
+    def _check(self, trainer: Engine) -> None:
+        if not self.best.take(float(self.evaluator.state.metrics["risk"]), save=self.save):
+            trainer.terminate()
+
+
+class CheckpointHandler:
+    """Handler that keeps the newest epoch in ``checkpoint_epoch=N.pt``.
+
+    Parameters
+    ----------
+    folder
+        Where checkpoints go.
+    objects
+        What to keep, by name; the trainer itself is added.
+    """
+
+    def __init__(self, folder: str, objects: Mapping[str, Any]) -> None:
+        self.folder, self.objects = folder, dict(objects)
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer. Give this handler after the validation, whose figures it keeps too."""
+        objects = {**self.objects, "trainer": engine}
+        CheckpointSaver(self.folder, objects, save_interval=1, n_saved=1).attach(engine)
+
+
+class ResumeHandler:
+    """Handler that takes up the run that the newest checkpoint of :class:`CheckpointHandler` holds.
+
+    Parameters
+    ----------
+    folder
+        Where checkpoints are.
+    objects
+        What to restore, by name; the trainer itself is added.
+    """
+
+    def __init__(self, folder: str, objects: Mapping[str, Any]) -> None:
+        self.file, self.objects = newest_checkpoint(folder), dict(objects)
+
+    def attach(self, engine: Engine) -> None:
+        """Restore as the trainer starts."""
+        CheckpointLoader(self.file, {**self.objects, "trainer": engine}, map_location="cpu").attach(engine)
+
+
+def newest_checkpoint(folder: str) -> str:
+    """The checkpoint that a training resumes from.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    found = sorted(Path(folder).glob("checkpoint_epoch=*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise ModelError("no checkpoint to resume from", remedy="leave out --resume", path=folder)
+    return str(found[-1])
