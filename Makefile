@@ -16,11 +16,11 @@ export INPUT
 unexport MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bundles test lint clean
+.PHONY: help venv demo bundles consumers test lint clean
 
 help: ## list the targets
 	@echo "n2s-med: denoise PET, CT and MR scans, trained on noisy scans only. For research use."
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ printf "  make %-7s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ printf "  make %-9s", $$1; $$1 = ""; print }'
 
 venv: $(STAMP) ## set up .venv with everything that runs, tests and benchmarks need
 
@@ -40,8 +40,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv ## denoise a phantom, or your own scan with INPUT=path, into demo/
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m n2s_med.demo --out demo $${INPUT:+--input "$$INPUT"}
 
-bundles: venv ## put the base weights into the MONAI bundles
-	$(BIN)/python -m n2s_med.bundle weights bundles/*_*
+bundles: venv ## make the weights of the MONAI bundles from the base weights and the scans of N2S_DATA
+	$(BIN)/python -m n2s_med.bundle adapt --recipe configs/bundles.json bundles/*_*
+
+# MONAI Label, MONAI Deploy and NVFlare, each in an environment of its own: their pins clash with each other's.
+CONSUMERS := monai_label monai_deploy nvflare
+consumers: venv $(CONSUMERS:%=.venv-%/.installed) ## run the slow tests: every command of every bundle, and its consumers
+	N2S_SLOW=1 $(ONE_THREAD) $(BIN)/python -m pytest tests/consumers -p no:cacheprovider
+	for name in $(CONSUMERS); do \
+		N2S_SLOW=1 $(ONE_THREAD) .venv-$$name/bin/python -m pytest tests/consumers/test_$$name.py \
+			-p no:cacheprovider -W ignore || exit 1; \
+	done
+
+.venv-%/.installed: integrations/%/install.sh
+	@"$(PYTHON)" -m venv .venv-$*
+	@sh $< .venv-$*/bin/python
+	@touch $@
 
 lint: venv ## run the static checks alone
 	$(BIN)/ruff check .
@@ -53,6 +67,6 @@ test: lint ## run every check: lint, types, import contracts, tests with coverag
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 clean: ## remove .venv, the demo's output and every cache
-	rm -rf .venv demo build dist .coverage .coverage.* *.egg-info
+	rm -rf .venv .venv-* demo build dist .coverage .coverage.* *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find n2s_med tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,140 @@
+"""Every command of MONAI's bundles over every bundle, each in a process of its own, from two places."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from bundle_runs import BUNDLES, DIMS, NAMES, TINY, command, network_of, small_bundle, values_of, write_scan
+
+SHAPES = {3: (1, 1, 9, 17, 12), 2: (1, 1, 9, 17)}
+FAST = {"flips": False, "precision": "fp32"}
+
+
+@dataclass
+class Place:
+    """A bundle with a scan of its modality, and where commands are run from."""
+
+    bundle: Path
+    scan: Path
+    folder: Path
+    prefix: str
+    root: tuple[object, ...]
+
+    def run(self, *words: object, module: str = "monai.bundle", rooted: bool = True) -> str:
+        """Run a command that must succeed; what it says on stderr."""
+        done = command(self.folder, *words, *(self.root if rooted else ()), module=module)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stderr
+
+    def config(self, *names: str) -> str:
+        """Configuration files as the command line takes them."""
+        files = [f"{self.prefix}/{name}.json" for name in names]
+        return files[0] if len(files) == 1 else str(files)
+
+    def at_work(self, *configs: str, **keys: Any) -> list[object]:
+        """Words of ``run`` over the scan."""
+        told = [word for key, value in keys.items() for word in (f"--{key}", value)]
+        return ["run", "--config_file", self.config(*configs), "--dataset_dir", self.scan, *told]
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    """Every bundle."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["from its folder", "from elsewhere"])
+def place(request, name, tmp_path) -> Place:
+    """Where commands are run from."""
+    bundle = small_bundle(name, tmp_path / name)
+    scan = write_scan(name, tmp_path / "scan.nii.gz")
+    if request.param == "from its folder":
+        return Place(bundle, scan, bundle, "configs", ())
+    return Place(bundle, scan, tmp_path, f"{name}/configs", ("--bundle_root", bundle))
+
+
+def test_train(place):
+    place.run(*place.at_work("train", **TINY))
+    assert (place.bundle / "models" / "checkpoint_epoch=1.pt").exists()
+    place.run(*place.at_work("train", **(TINY | {"epochs": 2}), resume=True))
+    assert (place.bundle / "models" / "checkpoint_epoch=2.pt").exists()
+
+
+def test_evaluate(place):
+    place.run(*place.at_work("train", "evaluate", **FAST))
+    (row,) = json.loads((place.bundle / "eval" / "figures.json").read_text(encoding="utf-8"))
+    assert {"risk", "checks_passed"} <= row.keys()
+
+
+def test_inference(place):
+    place.run(*place.at_work("inference", **FAST))
+    denoised = values_of(place.bundle / "eval" / "scan.nii.gz")
+    assert denoised.shape == values_of(place.scan).shape
+    assert not np.array_equal(denoised, values_of(place.scan))
+
+
+def test_two_processes(place):
+    words = ["--standalone", "--nproc_per_node", 2, "-m", "monai.bundle"]
+    told = place.run(*words, *place.at_work("train", "multi_gpu_train", **TINY), module="torch.distributed.run")
+    assert told.count("Saved checkpoint at epoch: 1") == 1
+
+
+def test_verify(place):
+    schema = ("--filepath", BUNDLES / "metadata_schema.json")
+    place.run("verify_metadata", "--meta_file", place.config("metadata"), *schema, rooted=False)
+    files = ("--meta_file", place.config("metadata"), "--config_file", place.config("inference"))
+    place.run("verify_net_in_out", "network_def", *files, "--device", "cpu")
+
+
+def test_exports_of_monai(place, name, tmp_path):
+    dims = DIMS[name]
+    v = torch.randn(SHAPES[dims], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network_of(dims).eval()(v)
+    files = ["--ckpt_file", place.bundle / "models" / "model.pt", "--meta_file", place.config("metadata")]
+    files += ["--config_file", place.config("inference")]
+    traced, onnx = tmp_path / "model.ts", tmp_path / "model.onnx"
+    place.run("ckpt_export", "network_def", "--filepath", traced, *files, "--use_trace", True)
+    torch.testing.assert_close(torch.jit.load(traced)(v), expected)
+    axes = {0: "n", **{axis: f"size{axis}" for axis in range(2, 2 + dims)}}
+    keys = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes}}
+    shape = ("--input_shape", [2, 1, 16, 20, 24][: 2 + dims], "--converter_kwargs", keys)
+    place.run("onnx_export", "network_def", "--filepath", onnx, *files, *shape)
+    (scores,) = onnxruntime.InferenceSession(onnx).run(None, {"image": v.numpy()})
+    assert np.allclose(scores, expected.numpy(), atol=1e-5)
+
+
+def test_exports_of_ours(place):
+    words = ["export", place.bundle, "--law", "gaussian", "--set", "sigma=20"]
+    place.run(*words, module="n2s_med.bundle", rooted=False)
+    assert {file.name for file in (place.bundle / "models").glob("denoiser.*")} == {
+        "denoiser.onnx",
+        "denoiser.pt2",
+        "denoiser.ts",
+    }
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ours", "MONAI's"])
+def test_tracked_runs_end(place, own):
+    keys = {"track": True} if own else {"tracking": "mlflow"}
+    place.run(*place.at_work("train", **TINY, **keys, run_name="x"))
+    store = place.bundle / "eval" / ("mlflow.db" if own else "mlruns.db")
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert [(found.info.run_name, found.info.status) for found in runs] == [("x", "FINISHED")]
+    assert {"loss", "train_loss"} & runs[0].data.metrics.keys()
+
+
+def test_a_misspelt_override_is_told(place):
+    done = command(place.folder, *place.at_work("train", **TINY), "--epochz", 1, *place.root)
+    assert done.returncode != 0
+    assert "Did you mean 'epochs'?" in done.stderr
+    assert not list((place.bundle / "models").glob("checkpoint*"))
