@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from n2s_med.compute import Compute
     from n2s_med.jobs.denoise import DenoiseJob
     from n2s_med.jobs.noise import NoiseRequest
+    from n2s_med.score import ScoreModel
     from n2s_med.training import TrainingConfig
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _say("interrupted: nothing half-written is left")
         code = 128 + signal.SIGINT
     except MemoryError:
-        _say("error: out of memory. Give --tile-voxels a smaller number, or use a larger machine.")
+        _say("error: out of memory. Give --chunk-voxels a smaller number, or use a larger machine.")
         code = 1
     sys.exit(code)
 
@@ -119,42 +120,21 @@ def _run_batch(arguments: argparse.Namespace, layout: Layout) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from n2s_med.jobs.train import TrainJob
 
-    job = TrainJob(
-        inputs=arguments.inputs,
-        out=arguments.out,
-        modality=arguments.modality,
-        noise=_noise(arguments),
-        config=_config(arguments),
-        compute=_compute(arguments),
-        overwrite=arguments.overwrite,
-        track=not arguments.no_track,
-        quiet=arguments.quiet,
-    )
-    model = job.run(_say)
-    print(f"model   {arguments.out / 'model.pt'}")
-    print(f"steps   {model.card['steps_done']} of {model.card['steps']}, best at {model.card['best_step']}")
-    print(f"error   {model.card['sure']:.4f} noise variances left, estimated on held-out noisy voxels")
-    return 0
+    job = TrainJob(modality=arguments.modality, noise=_noise(arguments), **_training(arguments))
+    return _trained(job.run(_say), arguments.out, "voxels")
 
 
 def _train_base(arguments: argparse.Namespace) -> int:
     from n2s_med.jobs.base import BaseJob
 
-    job = BaseJob(
-        inputs=arguments.inputs,
-        out=arguments.out,
-        config=_config(arguments),
-        spatial_dims=arguments.dims,
-        attribution=arguments.attribution,
-        compute=_compute(arguments),
-        overwrite=arguments.overwrite,
-        track=not arguments.no_track,
-        quiet=arguments.quiet,
-    )
-    model = job.run(_say)
-    print(f"model   {arguments.out / 'model.pt'}")
+    job = BaseJob(spatial_dims=arguments.dims, attribution=arguments.attribution, **_training(arguments))
+    return _trained(job.run(_say), arguments.out, "volumes")
+
+
+def _trained(model: ScoreModel, out: Path, held_out: str) -> int:
+    print(f"model   {out / 'model.pt'}")
     print(f"steps   {model.card['steps_done']} of {model.card['steps']}, best at {model.card['best_step']}")
-    print(f"error   {model.card['sure']:.4f} noise variances left, estimated on held-out noisy volumes")
+    print(f"error   {model.card['sure']:.4f} noise variances left, estimated on held-out noisy {held_out}")
     return 0
 
 
@@ -187,7 +167,7 @@ def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
         options=DenoiseOptions(
             flips=not arguments.no_flips,
             formula=arguments.formula,
-            tile_voxels=arguments.tile_voxels,
+            chunk_voxels=arguments.chunk_voxels,
             sd_probes=SD_PROBES if arguments.sd_map else 0,
             seed=config.seed if config else arguments.seed or 0,
         ),
@@ -219,6 +199,19 @@ def _adaptation(arguments: argparse.Namespace) -> TrainingConfig | None:
     if config.channels != ADAPTATION.channels:
         raise ConfigurationError("a model that is adapted keeps its channels", remedy="use --from-scratch")
     return config if arguments.adapt is None else replace(config, seconds=arguments.adapt)
+
+
+def _training(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What both kinds of training take."""
+    return {
+        "inputs": arguments.inputs,
+        "out": arguments.out,
+        "config": _config(arguments),
+        "compute": _compute(arguments),
+        "overwrite": arguments.overwrite,
+        "track": not arguments.no_track,
+        "quiet": arguments.quiet,
+    }
 
 
 def _config(arguments: argparse.Namespace, base: TrainingConfig | None = None) -> TrainingConfig:
@@ -297,22 +290,21 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     train.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="files and folders of scans")
     train.add_argument("--modality", required=True, help="pet, nm, ct, mr or us")
-    train.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
-    train.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
 
     base = commands.add_parser("train-base", help="train the weights that every scan starts from")
     base.set_defaults(run=_train_base)
     base.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="noisy scans, beside generated volumes")
-    base.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
     base.add_argument("--dims", type=int, choices=(2, 3), default=3, help="of the network (default: 3)")
     base.add_argument("--attribution", default="", help="source and licence of the scans, for the model's card")
-    base.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
 
     inspect = commands.add_parser("inspect", help="show what a path holds and what would be done with it")
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("input", type=Path, metavar="INPUT")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
+    for command in (train, base):
+        command.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
+        command.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
     for command in (denoise, batch, bids):
         _add_denoising(command)
     for command in (batch, bids):
@@ -332,7 +324,9 @@ def _add_denoising(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
     command.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
     command.add_argument("--no-flips", action="store_true", help="one pass instead of averaging over flips")
-    command.add_argument("--tile-voxels", type=_positive, default=4_000_000, help="size of a tile: bounds the memory")
+    command.add_argument(
+        "--chunk-voxels", type=_positive, default=1_000_000, help="voxels in the network at once: bounds the memory"
+    )
     command.add_argument("--strict", action="store_true", help="exit with 4 when a trust check fails")
 
 
@@ -340,7 +334,11 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("batch")
     group.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     group.add_argument("--workers", type=_positive, help="processes (default: one a GPU, or one for two cores)")
-    group.add_argument("--scheduler", metavar="ADDRESS", help="use the workers of this Dask scheduler: tcp://HOST:PORT")
+    group.add_argument(
+        "--scheduler",
+        metavar="WHERE",
+        help="workers of a Dask scheduler, tcp://HOST:PORT, or jobs of a queue, configs/slurm.yaml",
+    )
 
 
 def _add_noise(command: argparse.ArgumentParser) -> None:

@@ -147,6 +147,10 @@ class Corpus:
 
     def fingerprint(self) -> str:
         """SHA-256 over real scans, held-out blocks and the first generated volume, in hexadecimal."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         digest = hashlib.sha256(f"{self.seed} {self.edge} {self.spatial_dims}".encode())
         generated = self._generate(0).x
         for tensor in (*(s.x for s in self.scans.values()), *(b.u for b in self.held_out), generated):

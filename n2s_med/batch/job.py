@@ -22,7 +22,7 @@ from n2s_med.batch.task import Outcome, Recipe, Task
 from n2s_med.compute import PrecisionName
 from n2s_med.errors import N2SError, PartialError
 from n2s_med.jobs.denoise import DenoiseJob
-from n2s_med.jobs.train import Say
+from n2s_med.jobs.scans import Say
 from n2s_med.volumes import Refusal, nothing_usable
 
 Outcomes = Generator[tuple[Task, Outcome]]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from n2s_med.atomic import check_free, whole
 from n2s_med.compute import Compute
 from n2s_med.corpus import Corpus, Signal
-from n2s_med.errors import InputError, OutputError
-from n2s_med.jobs.train import Say, fit_to
-from n2s_med.score import OBJECTIVES, ScoreModel
-from n2s_med.tracking import open_tracker
+from n2s_med.errors import InputError
+from n2s_med.jobs.fit import fit_to
+from n2s_med.jobs.folder import ModelFolder
+from n2s_med.jobs.scans import Say, volumes_of
+from n2s_med.score import ScoreModel
 from n2s_med.training import TrainingConfig
-from n2s_med.volumes import read
 
 HELD_OUT = 10
 """One in this many scans, chosen by its hash, is kept for the clean-free figure."""
@@ -67,57 +65,40 @@ class BaseJob:
         N2SError
             If the folder holds another model or run, or an input cannot be read.
         """
-        file = self.out / "model.pt"
-        if file.exists() and not self.overwrite:
-            raise OutputError("there is a model already", remedy="give another --out or --overwrite", path=self.out)
-        check_free(file, overwrite=True)
-        if self.overwrite:
-            (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        folder = ModelFolder(self.out, self.overwrite)
+        folder.check()
         scans = self._scans(say)
         held_out = {name: signal for name, signal in scans.items() if int(name, 16) % HELD_OUT == 0}
         trained_on = {name: signal for name, signal in scans.items() if name not in held_out}
         source = Corpus(
             trained_on, held_out, spatial_dims=self.spatial_dims, edge=self.config.patch, seed=self.config.seed
         )
-        with open_tracker(
-            self.track, experiment="n2s-med train-base", run_name=self.out.name, directory=self.out
-        ) as tracker:
-            network, card = fit_to(
-                source, self.config, self.compute, tracker=tracker, directory=self.out, quiet=self.quiet
-            )
-        card |= {
-            "corpus": f"generated volumes and {len(trained_on)} noisy scans; {len(held_out)} more chose the weights",
-            "corpus_sha256": source.fingerprint(),
-            "scans_sha256": sorted(trained_on),
-            "held_out_sha256": sorted(held_out),
-            "attribution": self.attribution,
-            "spatial_dims": self.spatial_dims,
-        }
-        objective = OBJECTIVES[self.config.objective](self.config.sigma_a)
-        model = ScoreModel(network, scale=objective.scale, card=card)
-        model.save(file)
-        card["sha256"] = model.hash
-        for name, text in (("card.json", json.dumps(card, indent=2) + "\n"), ("MODEL_CARD.md", model_card(card))):
-            with whole(self.out / name, overwrite=True) as partial:
-                partial.write_text(text, encoding="utf-8")
-        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        with folder.run("n2s-med train-base", track=self.track) as tracker:
+            fitted = fit_to(source, self.config, self.compute, tracker=tracker, directory=self.out, quiet=self.quiet)
+            made_of = f"generated volumes and {len(trained_on)} noisy scans; {len(held_out)} more chose the weights"
+            corpus = {
+                "corpus": made_of,
+                "corpus_sha256": source.fingerprint(),
+                "scans_sha256": sorted(trained_on),
+                "held_out_sha256": sorted(held_out),
+                "attribution": self.attribution,
+                "spatial_dims": self.spatial_dims,
+            }
+            model = replace(fitted, card={**fitted.card, **corpus})
+            folder.keep(model, model_card)
         return model
 
     def _scans(self, say: Say) -> Mapping[str, Signal]:
         """Every usable volume of the inputs, by the SHA-256 of its values."""
         signals: dict[str, Signal] = {}
-        for path in self.inputs:
-            contents = read(path)
-            for refusal in contents.refusals:
-                say(f"left out: {refusal}")
-            for volume in contents.volumes:
-                y = volume.as_tensor()[0]
-                try:
-                    signal = Signal.of_scan(y, volume.meta["spacing_mm"])
-                except InputError as error:
-                    say(f"left out: {volume.meta['label']}: {error}")
-                    continue
-                signals[hashlib.sha256(y.contiguous().numpy().tobytes()).hexdigest()] = signal
+        for volume in volumes_of(self.inputs, say):
+            y = volume.as_tensor()[0]
+            try:
+                signal = Signal.of_scan(y, volume.meta["spacing_mm"])
+            except InputError as error:
+                say(f"left out: {volume.meta['label']}: {error}")
+                continue
+            signals[hashlib.sha256(y.contiguous().numpy().tobytes()).hexdigest()] = signal
         return signals
 
 

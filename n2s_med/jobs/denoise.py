@@ -27,8 +27,9 @@ from n2s_med.errors import (
     OutputError,
     PartialError,
 )
+from n2s_med.jobs.fit import fit
 from n2s_med.jobs.noise import AUTO, NoiseRequest
-from n2s_med.jobs.train import Say, Scan, fit, place_of, scans_of
+from n2s_med.jobs.scans import Say, Scan, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
 from n2s_med.quality import Residual, quantities, residual_of, verdicts
 from n2s_med.report import JSONValue, Report, Verdict, write_report
@@ -247,7 +248,7 @@ class DenoiseJob:
     def denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
         """Every time point of a scan."""
         parts: list[Denoised] = []
-        with tqdm(desc="denoising", unit="tile", disable=self.quiet) as bar:
+        with tqdm(desc="denoising", unit="plane", disable=self.quiet) as bar:
             for scan in scans:
 
                 def show(done: int, total: int, before: int = len(parts)) -> None:

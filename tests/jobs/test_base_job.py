@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 from job_scans import FAST, Run, nifti
 
 from n2s_med import corpus
 from n2s_med.score import ScoreModel
+from n2s_med.training import Trainer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "base-3d.json"
 SMALL = ("--config", CONFIG, "--set", "channels=[4,8]", "--set", "patch=12", "--steps", 4)
@@ -53,3 +58,40 @@ def test_unreadable_and_constant_scans_are_left_out(run: Run, tmp_path: Path) ->
     assert done.code == 0, done.err
     assert "left out" in done.err
     assert "bad.nii.gz" in done.err
+
+
+def test_stopped_and_started_again_in_the_same_tracked_run(
+    run: Run, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, one_step = tmp_path / "base", Trainer._one_step
+    out.mkdir()
+    shutil.copy(tables, out)
+
+    def stopped(self: Trainer, network: Any, optimizer: Any, step: int) -> float:
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return one_step(self, network, optimizer, step)
+
+    monkeypatch.setattr(Trainer, "_one_step", stopped)
+    command = ("train-base", "--out", out, *FAST, *SMALL, "--set", "checks=2")
+    assert run(*command).code == 130
+    note = json.loads((out / "run.json").read_text())
+    assert (out / "checkpoint.pt").exists()
+    monkeypatch.setattr(Trainer, "_one_step", one_step)
+    done = run(*command)
+    assert done.code == 0, done.err
+    assert not (out / "run.json").exists()
+    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("n2s-med train-base")
+    (finished,) = client.search_runs([experiment.experiment_id])
+    assert (finished.info.run_id, finished.info.status) == (note["run_id"], "FINISHED")
+
+
+def test_nothing_is_replaced_before_the_scans_are_read(run: Run, tmp_path: Path) -> None:
+    out, scan = tmp_path / "base", nifti(tmp_path / "scan.nii.gz")
+    options = ("--out", out, *FAST, *SMALL, "--no-track")
+    assert run("train-base", scan, *options).code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert set(before) == {"model.pt", "card.json", "MODEL_CARD.md"}
+    assert run("train-base", tmp_path / "gone.nii", *options, "--overwrite").code == 1
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest, choose_noise
-from n2s_med.jobs.train import scans_of
+from n2s_med.jobs.scans import scans_of
 from n2s_med.modalities import modality_named
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
 from n2s_med.noise.correlation import Correlation
