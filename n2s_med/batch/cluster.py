@@ -1,16 +1,20 @@
 """Workers of a Dask cluster, which see the same folders under the same paths.
 
-Dask gives a scan to another worker when a worker or its connection is lost. The scan's files are put in place whole
-by whichever attempt ends, and are the same from each.
+The cluster runs already and has an address, or a file says how a queueing system starts its workers, see
+:mod:`n2s_med.batch.queues`. Dask gives a scan to another worker when a worker or its connection is lost. The scan's
+files are put in place whole by whichever attempt ends, and are the same from each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from n2s_med.batch.local import ATTEMPTS
+from n2s_med.batch.queues import Queue, is_queue_file
 from n2s_med.batch.task import Begin, Outcome, Recipe, Task, work
 from n2s_med.errors import ConfigurationError, N2SError
 
@@ -20,32 +24,43 @@ if TYPE_CHECKING:
 _CONNECTING_S = 30
 
 
-def run_cluster(tasks: Iterable[Task], recipe: Recipe, address: str, begin: Begin) -> Generator[tuple[Task, Outcome]]:
-    """Denoise scans on the cluster whose scheduler is at ``address``; yield each with its outcome as it ends.
+def run_cluster(tasks: Sequence[Task], recipe: Recipe, where: str, begin: Begin) -> Generator[tuple[Task, Outcome]]:
+    """Denoise scans on a cluster; yield each with its outcome as it ends.
 
-    ``begin`` is called before a scan is handed to the cluster.
+    Parameters
+    ----------
+    tasks
+        The scans.
+    recipe
+        How they are denoised; without a number of threads, they are those of a queue's jobs.
+    where
+        Address of a Dask scheduler, or a file that describes the jobs of a queue.
+    begin
+        Called before a scan is handed to the cluster.
 
     Raises
     ------
     ConfigurationError
-        Dask is not installed, or there is no scheduler.
+        Dask is not installed, there is no scheduler, or the file is not right.
     N2SError
         The scheduler was lost.
     """
-    client = _client(address)
-    from distributed import as_completed
-    from distributed.comm import CommClosedError
+    queue = Queue.read(Path(where)) if is_queue_file(where) else None
+    if queue and recipe.threads is None:
+        recipe = replace(recipe, threads=queue.cores)
+    with _client(queue or where, jobs=len(tasks)) as client:
+        from distributed import as_completed
+        from distributed.comm import CommClosedError
 
-    running: dict[Future, tuple[Task, int]] = {}
-    ended = as_completed(loop=client.loop)
+        running: dict[Future, tuple[Task, int]] = {}
+        ended = as_completed(loop=client.loop)
 
-    def submit(task: Task, attempt: int) -> None:
-        again = replace(task, overwrite=True)  # the plan found the place free; a lost worker may have filled it
-        future = client.submit(work, again, recipe, key=f"{task.key}-{attempt}", pure=False)
-        running[future] = task, attempt
-        ended.add(future)
+        def submit(task: Task, attempt: int) -> None:
+            again = replace(task, overwrite=True)  # the plan found the place free; a lost worker may have filled it
+            future = client.submit(work, again, recipe, key=f"{task.key}-{attempt}", pure=False)
+            running[future] = task, attempt
+            ended.add(future)
 
-    with client:
         try:
             for task in tasks:
                 begin(task)
@@ -63,19 +78,27 @@ def run_cluster(tasks: Iterable[Task], recipe: Recipe, address: str, begin: Begi
             client.cancel(list(running))
 
 
-def _client(address: str) -> Client:
+@contextmanager
+def _client(where: Queue | str, jobs: int) -> Iterator[Client]:
+    """Connect to the scheduler at an address, or to one of our own, for which a queue runs up to ``jobs`` jobs."""
     try:
         from distributed import Client
     except ImportError as error:
         raise ConfigurationError(
             "--scheduler needs Dask, which is not installed", remedy="pip install 'n2s-med[cluster]'"
         ) from error
+    if isinstance(where, Queue):
+        with where.cluster(jobs) as cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+        return
     try:
-        return Client(address, timeout=_CONNECTING_S, set_as_default=False)
+        client = Client(where, timeout=_CONNECTING_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"no Dask scheduler answers at {address}", remedy="start one with dask scheduler, or check the address"
+            f"no Dask scheduler answers at {where}", remedy="start one with dask scheduler, or check the address"
         ) from error
+    with client:
+        yield client
 
 
 def _outcome(future: Future) -> Outcome:
@@ -87,5 +110,5 @@ def _outcome(future: Future) -> Outcome:
         return outcome
     error = future.exception() if future.status == "error" else None
     if isinstance(error, KilledWorker):
-        return Outcome("its workers died again and again. Out of memory? Give them more, or a smaller --tile-voxels.")
+        return Outcome("its workers died again and again. Out of memory? Give them more, or a smaller --chunk-voxels.")
     return Outcome(f"the cluster could not run it ({type(error).__name__ if error else future.status}).")

@@ -111,7 +111,7 @@ class _Worker:
         self._process.join()
         code = self._process.exitcode or 0
         how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
-        hint = " Out of memory? Give fewer --workers or a smaller --tile-voxels." if code == -signal.SIGKILL else ""
+        hint = " Out of memory? Give fewer --workers or a smaller --chunk-voxels." if code == -signal.SIGKILL else ""
         return Outcome(f"its worker {how}.{hint}", lasting=False)
 
 

@@ -136,7 +136,7 @@ def work(task: Task, recipe: Recipe) -> Outcome:
         except N2SError as error:
             outcome = Outcome(N2SError(error.cause, remedy=error.remedy).args[0])
         except MemoryError:
-            outcome = Outcome("out of memory. Give fewer --workers or a smaller --tile-voxels.", lasting=False)
+            outcome = Outcome("out of memory. Give fewer --workers or a smaller --chunk-voxels.", lasting=False)
         except Exception as error:
             outcome = Outcome(_unexpected(error), lasting=False)
     return replace(
