@@ -12,14 +12,15 @@ import json
 import logging
 import pydoc
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from monai.bundle import ConfigWorkflow
 
-from n2s_med.errors import ConfigurationError
+from n2s_med.errors import ConfigurationError, N2SError
 
 SHIPPED = ("train.json", "evaluate.json", "multi_gpu_train.json", "inference.json")
 """Configuration files of a bundle."""
@@ -51,6 +52,7 @@ def check_config() -> None:
     ConfigurationError
         For a key that does not exist or has no effect, naming the nearest that has.
     """
+    _tell_plainly()
     workflow = _workflow()
     if workflow is None:
         raise ConfigurationError("no bundle is being initialised", remedy="call this from 'initialize' of a bundle")
@@ -62,6 +64,24 @@ def check_config() -> None:
         if key != "_meta_" and key not in used and not any(_alike(file, key, value) for file in shipped):
             _refuse(key, used & {*config, *SET_BY_MONAI})
     _check_inside(workflow, config, shipped)
+
+
+def _tell_plainly() -> None:
+    """On MONAI's command line, end the traceback of a refusal with the one line that says what to do."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is None or main.name != "monai.bundle.__main__":
+        return
+    before = sys.excepthook
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        before(kind, error, trace)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, N2SError):
+            cause = cause.__cause__
+        if cause is not None:
+            print(f"error: {cause}", file=sys.stderr)
+
+    sys.excepthook = told
 
 
 def _alike(file: Mapping[str, Any], key: str, value: Any) -> bool:

@@ -118,4 +118,6 @@ def test_commands_in_processes_of_their_own(place, tmp_path):
     assert (bundle / "eval" / "scan.nii.gz").exists()
     refused = command(folder, *words, "--overwritten", True)
     assert refused.returncode != 0
-    assert "Did you mean 'overwrite'?" in refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("error: the key 'overwritten' does not exist")
+    assert last.endswith("Did you mean 'overwrite'?")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,5 +136,12 @@ def test_tracked_runs_end(place, own):
 def test_a_misspelt_override_is_told(place):
     done = command(place.folder, *place.at_work("train", **TINY), "--epochz", 1, *place.root)
     assert done.returncode != 0
-    assert "Did you mean 'epochs'?" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("Did you mean 'epochs'?")
     assert not list((place.bundle / "models").glob("checkpoint*"))
+
+
+def test_scans_that_are_not_there_are_told(place):
+    missing = place.scan.with_name("missing")
+    done = command(place.folder, *replace(place, scan=missing).at_work("inference"), *place.root)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == f"error: {missing}: no such file or folder. Check the path."
