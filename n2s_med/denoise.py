@@ -24,13 +24,19 @@ from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
-from n2s_med.score.patches import noisy_corner
+from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, risk_terms, step_terms
 from n2s_med.score.stream import StreamedNetwork
-from n2s_med.uncertainty import Curve, smoothed_chunks
+from n2s_med.uncertainty import MARGIN, Curve, smoothed_variance
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
+
+Tell = Callable[[int], None]
+"""Called with the number of planes that one pass has just done."""
+
+Read = Callable[[Region], Tensor]
+"""Gives what the network is to see of a region."""
 
 SURE_EDGE = 40
 SURE_PATCHES = 4
@@ -158,15 +164,22 @@ class Denoiser:
         u = UnitData(y_flat, admitted if valid is None else valid.reshape(shape) & admitted, self.noise)
         figures, curve = self._measure(u)
         x_hat = y_flat.clone()
-        sd = torch.zeros_like(y_flat) if self.options.sd_probes else None
-        written = self._write(u, figures.step, x_hat, progress)
-        if sd is None:
-            for _ in written:
-                pass
-        else:
-            for region, variance in _regions(shape, smoothed_chunks(written)):
-                spread = (u.noise_at(region).law.variance(x_hat[region]) * curve(variance)).sqrt()
-                sd[region] = torch.where(u.valid[region], spread, 0.0)
+        done, total = 0, y_flat.shape[-1] * (len(self.flips) + 2 * self.options.sd_probes)
+
+        def tell(planes: int) -> None:
+            nonlocal done
+            done += planes
+            if progress:
+                progress(done, total)
+
+        x_hat = self._score(u, tell)
+        sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
+        for region in slabs(shape, self._planes(shape)):
+            law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
+            estimate = self._estimate(law, y_flat[region], score)
+            x_hat[region] = torch.where(keep, estimate, y_flat[region])
+            if sd is not None:
+                sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
         return Denoised(
             x_hat=x_hat.reshape(y.shape),
             sd=None if sd is None else sd.reshape(y.shape),
@@ -181,43 +194,48 @@ class Denoiser:
 
     # -- the score field -------------------------------------------------------------------------------
 
-    def _write(self, u: UnitData, step: float, x_hat: Tensor, progress: Progress | None) -> Iterator[Tensor]:
-        """Write the estimate into ``x_hat``, and give what :meth:`_answers` says of its variance."""
-        for region, (score, halves) in self._answers(u, step, self.options.sd_probes):
-            estimate = self._estimate(u.noise_at(region).law, u.y[region], step * score)
-            x_hat[region] = torch.where(u.valid[region], estimate, x_hat[region])
-            if progress:
-                progress(region[-1].stop, u.shape[-1])
-            yield halves
+    def _planes(self, shape: Sequence[int]) -> int:
+        """How many planes of a volume pass at once."""
+        planes = self.options.chunk_voxels // math.prod(shape[:-1])
+        return max(1, planes // self.stride) * self.stride
 
-    def _answers(
-        self, u: Tensor | UnitData, step: float = 1.0, probes: int = 0
-    ) -> Iterator[tuple[Region, tuple[Tensor, Tensor]]]:
-        """Region after region: the score, averaged over flips, and two estimates (2, region) of the variance.
+    def _passed(self, read: Read, shape: Sequence[int], tell: Tell) -> Iterator[tuple[Region, Tensor]]:
+        """What the network says of a volume that is read region by region, region by region."""
+        done = 0
+        for answer in self.network(read(region)[None] for region in slabs(shape, self._planes(shape))):
+            planes = slice(done, done := done + answer.shape[-1])
+            yield (*(slice(0, n) for n in shape[:-1]), planes), self.scale * answer[0]
+            tell(answer.shape[-1])
 
-        That is ``Var[x given u]`` in units of the noise variance, by probes: each, ``L w``, times the response of
-        ``x_hat`` to it has the posterior variance as its mean.
+    def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
+        """The network's score of a volume, averaged over flips of its planes."""
+        total = torch.zeros(u.shape)
+        for flip in self.flips:
+            for region, answer in self._passed(lambda region, flip=flip: u[region].flip(flip), u.shape, tell):  # type: ignore[misc]
+                total[region] += answer.flip(flip) / len(self.flips)
+        return total
+
+    def _variance(self, u: Boxes, step: float, tell: Tell = lambda _: None) -> Tensor:
+        """``Var[x given u]`` in units of the noise variance, by probes, smoothed.
+
+        Each probe ``L w`` times the response of ``x_hat`` to it has the posterior variance as its mean.
         """
-        flips = len(self.flips)
-        members = flips + 2 * probes
-        planes = self.options.chunk_voxels // (members * math.prod(u.shape[:-1]))
-        chunk = max(1, planes // self.stride) * self.stride
-        shown = (self._shown(u, region, probes) for region in slabs(u.shape, chunk))
-        for region, answers in _regions(u.shape, self.network(shown)):
-            score = torch.stack([g.flip(f) for g, f in zip(answers[:flips], self.flips, strict=True)]).mean(dim=0)
-            halves = torch.zeros(2 if probes else 0, *score.shape)
-            for index in range(probes):
-                probe, (ahead, behind) = self._probe(u.shape, region, index), answers[flips + 2 * index :][:2]
-                response = probe + step * self.scale * (ahead - behind) / (2 * PROBE_STEP)
-                halves[index % 2] += probe * response * (2 / probes)
-            yield region, (self.scale * score, halves)
+        halves = torch.zeros(2, *u.shape)
+        for index in range(self.options.sd_probes):
+            for move in (PROBE_STEP, -PROBE_STEP):
 
-    def _shown(self, u: Tensor | UnitData, region: Region, probes: int) -> Tensor:
-        """What the network is shown of a region: its flips, and the region moved along each probe, there and back."""
-        inside = u[region]
-        moves = [PROBE_STEP * self._probe(u.shape, region, index) for index in range(probes)]
-        moved = [inside + way * move for move in moves for way in (1, -1)]
-        return torch.stack([*(inside.flip(f) for f in self.flips), *moved])
+                def moved(region: Region, index: int = index, move: float = move) -> Tensor:
+                    return u[region] + move * self._probe(u.shape, region, index)
+
+                for region, answer in self._passed(moved, u.shape, tell):
+                    probe = self._probe(u.shape, region, index)
+                    halves[index % 2][region] += probe * (probe / 2 + step * answer / (2 * move))
+        halves *= 2 / self.options.sd_probes
+        variance = torch.empty(u.shape)
+        for region in slabs(u.shape, self._planes(u.shape)):
+            outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (MARGIN,))
+            variance[region] = smoothed_variance(*(half[outer] for half in halves))[within(region, outer)]
+        return variance
 
     def _color(self, white: Tensor, outer: Region, core: Region) -> Tensor:
         """``L white`` over ``core`` from ``white`` over ``outer``; beyond the volume, ``white`` is zero."""
@@ -243,7 +261,7 @@ class Denoiser:
             return torch.cat([part.flatten() for part in maps])[inside].double()
 
         def g(v: Tensor) -> Tensor:
-            return torch.cat([score for _, (score, _) in self._answers(v[0, 0])], dim=-1)[None, None]
+            return self._score(v[0, 0])[None, None]
 
         pairs = [step_terms(g, p, self.noise.correlation, w) for p, w in zip(patches, probes, strict=True)]
         square, trace = (joined([pair[k] for pair in pairs]) for k in (0, 1))
@@ -257,10 +275,7 @@ class Denoiser:
         figures = Figures(step, best, float(error.mean() / scale.mean()))
         if not self.options.sd_probes:
             return figures, Curve()
-        told = []
-        for patch in patches:
-            halves = (halves for _, (_, halves) in self._answers(patch[0, 0], step, self.options.sd_probes))
-            told.append(torch.cat(list(smoothed_chunks(halves)), dim=-1))
+        told = [self._variance(patch[0, 0], step) for patch in patches]
         return figures, Curve.fitted(joined(told).float(), error.float(), scale.float())
 
     def _step(self, alpha: float) -> float:
@@ -280,13 +295,6 @@ class Denoiser:
             signs = torch.randint(0, 2, tuple(shape[:-1]), generator=generator)
             planes.append(signs[outer[:-1]] * 2.0 - 1.0)
         return self._color(torch.stack(planes, dim=-1), outer, core)
-
-
-def _regions(shape: Sequence[int], chunks: Iterator[Tensor]) -> Iterator[tuple[Region, Tensor]]:
-    """Chunks along the planes, each with the region of the volume that it covers."""
-    done = 0
-    for chunk in chunks:
-        yield (*(slice(0, n) for n in shape[:-1]), slice(done, done := done + chunk.shape[-1])), chunk
 
 
 class UnitData:

@@ -6,7 +6,7 @@ gets wrong. So the map is held against the risk that Stein's identities measure,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,20 +93,6 @@ def smoothed_variance(first: Tensor, second: Tensor) -> Tensor:
     varies = mean_filter((narrow - wide).square(), WIDE)
     share = (1 - noise / varies.clamp_min(1e-12)).clamp(0, 1)
     return (wide + share * (narrow - wide)).clamp_min(0)
-
-
-def smoothed_chunks(halves: Iterable[Tensor]) -> Iterator[Tensor]:
-    """:func:`smoothed_variance` of two maps (2, X[, Y], planes) that come in chunks along their last axis."""
-    held, before = torch.zeros(0), 0
-    for chunk in halves:
-        held = torch.cat((held, chunk), dim=-1) if held.numel() else chunk
-        ready = held.shape[-1] - MARGIN
-        if ready > before:
-            yield smoothed_variance(held[0], held[1])[..., before:ready]
-            held = held[..., max(0, ready - MARGIN) :]
-            before = min(ready, MARGIN)
-    if held.numel():
-        yield smoothed_variance(held[0], held[1])[..., before:]
 
 
 def mean_filter(volume: Tensor, radius: int) -> Tensor:

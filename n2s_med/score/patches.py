@@ -239,7 +239,8 @@ class PatchSampler:
 class Boxes(Protocol):
     """Data of which boxes can be taken."""
 
-    shape: torch.Size
+    @property
+    def shape(self) -> torch.Size: ...
 
     def __getitem__(self, region: tuple[slice, ...]) -> Tensor: ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.score import ScoreUNet
-from n2s_med.score.stream import StreamedNetwork, multiples, together, windows
+from n2s_med.score.stream import Multiples, StreamedNetwork, Together, Windows
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -81,17 +81,17 @@ def planes_of(*numbers: int) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(("repeat", "ends"), [(False, (0, 0)), (True, (1, 6))])
 def test_windows(repeat: bool, ends: tuple[int, int]) -> None:
-    seen = [w.flatten().tolist() for w in windows(planes_of(1, 3, 2), 1, repeat=repeat)]
+    seen = [w.flatten().tolist() for w in Windows(planes_of(1, 3, 2), 1, repeat=repeat)]
     inner = [value for window in seen for value in window[1:-1]]
     assert inner == [1, 2, 3, 4, 5, 6]
     assert (seen[0][0], seen[-1][-1]) == ends
 
 
 def test_multiples() -> None:
-    assert [m.flatten().tolist() for m in multiples(planes_of(1, 3, 3), 4)] == [[1, 2, 3, 4], [5, 6, 7, 0]]
+    assert [m.flatten().tolist() for m in Multiples(planes_of(1, 3, 3), 4)] == [[1, 2, 3, 4], [5, 6, 7, 0]]
 
 
 def test_together_stops_with_the_shortest() -> None:
-    pairs = list(together(planes_of(2, 3), planes_of(1, 1, 2)))
+    pairs = list(Together(planes_of(2, 3), planes_of(1, 1, 2)))
     assert all(torch.equal(a, b) for a, b in pairs)
     assert sum(a.shape[2] for a, _ in pairs) == 4
