@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import nibabel as nib
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,3 +160,20 @@ def scan_of(volume: Volume, column: str, seed: int) -> Scan:
     generator = torch.Generator().manual_seed(1_000_003 * seed + zlib.crc32(column.encode()))
     noise = COLUMNS[column].noise_of(volume.x)
     return Scan(sample(volume.x, noise, generator), noise, volume.spacing_mm, seed, volume.x)
+
+
+def save_scan(folder: Path, volume: Volume, column: str, seed: int) -> None:
+    """Write :func:`scan_of` to a NumPy archive that needs nothing of this package to be read."""
+    scan = scan_of(volume, column, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        folder / f"{volume.name.replace(' ', '-')}_{column}_{seed}.npz",
+        y=scan.y.numpy(),
+        clean=volume.x.numpy(),
+        volume=volume.name,
+        column=column,
+        title=COLUMNS[column].title,
+        seed=seed,
+        law=scan.noise.law.name,
+        **{f"law_{name}": value for name, value in scan.noise.law.parameters.items()},
+    )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import os
 import shlex
 import sys
@@ -25,9 +26,9 @@ from typing import Any
 
 import torch
 from arms import ARMS, Settings
-from cases import COLUMNS, CORRELATION_SD, Scan, Volume, from_file, phantom, scan_of
-from skimage.metrics import structural_similarity
-from table import Cache, Record, markdown, write_between_markers
+from cases import COLUMNS, CORRELATION_SD, Scan, Volume, from_file, phantom, save_scan, scan_of
+from records import Cache, Record, psnr, ssim, write_between_markers
+from table import KEY, markdown
 from torch import Tensor
 
 import n2s_med
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, help="threads of every arm (default %(default)s)")
     add("--cache", type=Path, help="JSON-lines file of finished results; a killed run goes on from it")
     add("--cached-only", action="store_true", help="run nothing, write the tables of what the cache holds")
+    add("--write-scans", type=Path, metavar="DIR", help="only write the noisy volumes there, for peers.py")
     add("--out", type=Path, default=Path("docs/results.md"), help="Markdown file (default %(default)s)")
     return parser
 
@@ -78,13 +80,18 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     set_threads(options.threads)
+    if options.write_scans:
+        for volume, seed, column in itertools.product(_volumes(options), range(options.seeds), options.columns):
+            save_scan(options.write_scans, volume, column, seed)
+        print(f"scans: {options.write_scans}")
+        return
     overrides = dict(pair.split("=", 1) for pair in options.set)
     adaptation = replace(ADAPTATION, steps=options.adapt_steps)
     settings = Settings(
         TrainingConfig.from_mapping({**overrides, "steps": options.steps}), adaptation, Compute.choose()
     )
     code_hash()  # of what is loaded now, whatever happens to the files during the run
-    cache = Cache(options.cache)
+    cache = Cache(options.cache, KEY)
     records = []
     for volume in _volumes(options):
         for seed in range(options.seeds):
@@ -147,16 +154,6 @@ def _without_truth(scan: Scan) -> Scan:
 # -- figures ---------------------------------------------------------------------------------------------
 
 
-def psnr(x_hat: Tensor, x: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, for a peak of 1."""
-    return -10 * float((x_hat - x).double().square().mean().log10())
-
-
-def ssim(x_hat: Tensor, x: Tensor) -> float:
-    """Structural similarity in 3D for a data range of 1, scikit-image's defaults (uniform window of 7³)."""
-    return float(structural_similarity(x.numpy(), x_hat.numpy(), data_range=1.0))
-
-
 def roughness(x: Tensor) -> float:
     """Share of neighbouring voxels that differ by more than 0.1."""
     steps = torch.cat([x.diff(dim=axis).abs().flatten() for axis in range(x.ndim)])
@@ -190,7 +187,7 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         column is white noise convolved with {kernel}: correlation {here:.2f} between neighbours along an axis,
         {diagonal:.2f} along the diagonal of a face, {two:.2f} two voxels apart. The brain phantom is rougher than
         real scans, and so harder.""",
-        f"""Every network is the same 3D UNet {channels} and averages eight flips. New ones are trained on this one
+        f"""Every network is the same 3D UNet {channels} and averages four flips. New ones are trained on this one
         volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once (by MC-SURE
         twice); base weights are adapted in {settings.adaptation.steps} steps.
         The clean volume is used for

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import psnr
-from table import write_between_markers
+from records import psnr, write_between_markers
 from torch import Tensor
 
 from n2s_med.compute import Compute, set_threads

@@ -1,66 +1,24 @@
-"""Results kept in a JSON-lines cache, and the Markdown made of them."""
+"""The Markdown made of the comparison's results."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from arms import ARMS
 from cases import COLUMNS
+from records import Record, cell, grid
 
-from n2s_med.atomic import whole
-
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
-
-Record = Mapping[str, Any]
 KEY = ("volume", "shape", "column", "arm", "seed", "training", "code")
 """What a record is told apart by."""
 
 PAIRS = (
-    *(("ours", other) for other in ("supervised", "bm4d", "n2v", "paper")),
+    *(("ours", other) for other in ("supervised", "n2n", "mcsure", "n2v", "dsm", "paper", "bm4d")),
+    ("blind", "ours"),
     *(("adapted", other) for other in ("twin", "bm4d")),
-    ("adapted-blind", "bm4d"),
+    *(("adapted-blind", other) for other in ("adapted", "bm4d")),
 )
 """Arms of ours, and the arms that each is held against in a row of its own."""
-
-
-class Cache:
-    """Results on disk, one JSON line each; what a killed run has written is kept.
-
-    Parameters
-    ----------
-    path
-        The file, made when the first result is added; ``None`` keeps results in memory alone.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.records: dict[str, Record] = {}
-        if path and path.exists():
-            whole_lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(whole_lines))  # without the line in which a run was killed
-            for record in map(json.loads, whole_lines):
-                self.records[key_of(record)] = record
-
-    def get(self, **key: Any) -> Record | None:
-        """The record of this key, if there is one."""
-        return self.records.get(key_of(key))
-
-    def add(self, record: Record) -> None:
-        """Keep a record, on disk at once."""
-        self.records[key_of(record)] = record
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(record) + "\n")
-
-
-def key_of(record: Mapping[str, Any]) -> str:
-    """The key as one string."""
-    return json.dumps([record[k] for k in KEY], sort_keys=True)
 
 
 # -- Markdown --------------------------------------------------------------------------------------------
@@ -96,25 +54,12 @@ def _table(
     rows = [
         [
             ARMS[a].title,
-            *(_cell(_values(records, a, c, figure), digits) for c in columns),
+            *(cell(_values(records, a, c, figure), digits) for c in columns),
             *([last[1].get(a, "–")] if last else []),
         ]
         for a in arms
     ]
-    return _grid(head, rows)
-
-
-def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation over the seeds."""
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    return grid(head, rows)
 
 
 def _values(records: Sequence[Record], arm: str, column: str, figure: str) -> list[float]:
@@ -152,7 +97,7 @@ def _comparison(records: Sequence[Record]) -> list[str]:
         return []
     return [
         "Ours against the others (dB, mean over the seeds that both have):",
-        _grid(["", *(COLUMNS[c].title for c in columns)], rows),
+        grid(["", *(COLUMNS[c].title for c in columns)], rows),
     ]
 
 
@@ -166,26 +111,22 @@ def _gap(records: Sequence[Record], arm: str, reference: str, column: str) -> st
 
 
 def _blind(records: Sequence[Record]) -> list[str]:
-    columns = _present("column", COLUMNS, [r for r in records if r["arm"] == "blind"])
-    if not columns:
-        return []
+    """What the arms that are not told the level found."""
+    found = [r for r in records if "neighbour_correlation" in r["notes"]]
+    arms, columns = _present("arm", ARMS, found), _present("column", COLUMNS, found)
 
-    def notes(name: str, show: Callable[[float], str]) -> list[str]:
-        found = {c: [r["notes"][name] for r in records if r["arm"] == "blind" and r["column"] == c] for c in columns}
-        return [show(statistics.fmean(found[c])) for c in columns]
+    def row(arm: str, title: str, name: str, show: Callable[[float], str]) -> list[str]:
+        cells = ([r["notes"][name] for r in found if r["arm"] == arm and r["column"] == c] for c in columns)
+        return [f"{ARMS[arm].title}: {title}", *(show(statistics.fmean(c)) if c else "–" for c in cells)]
 
     rows = [
-        ["level found / true", *notes("level", "{:.3f}".format)],
-        ["neighbour correlation found", *notes("neighbour_correlation", "{:.2f}".format)],
+        row(arm, *what)
+        for arm in arms
+        for what in (
+            ("level found / true", "level", "{:.3f}".format),
+            ("neighbour correlation found", "neighbour_correlation", "{:.2f}".format),
+        )
     ]
-    return ["What the blind arm found (mean over seeds):", _grid(["", *(COLUMNS[c].title for c in columns)], rows)]
-
-
-def write_between_markers(path: Path, text: str) -> None:
-    """Put ``text`` between the markers of a Markdown file, made where it does not exist."""
-    old = path.read_text() if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in old or END not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, after = old.split(BEGIN)[0], old.split(END)[1]
-    with whole(path, overwrite=True) as partial:
-        partial.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    if not rows:
+        return []
+    return ["What the blind arms found (mean over seeds):", grid(["", *(COLUMNS[c].title for c in columns)], rows)]

@@ -26,7 +26,7 @@ def quality() -> Iterator[ModuleType]:
 
     yield quality
     sys.path.remove(str(BENCHMARKS))
-    for name in ("quality", "cases", "table", *(m for m in sys.modules if m.partition(".")[0] == "arms")):
+    for name in ("quality", "cases", "records", "table", *(m for m in sys.modules if m.partition(".")[0] == "arms")):
         if name not in before:
             del sys.modules[name]
 
