@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes
 import os
+import platform
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt, from glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
