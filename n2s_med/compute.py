@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes
 import os
-import platform
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +14,6 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import ConfigurationError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt, from glibc's malloc.h."""
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
@@ -42,10 +37,7 @@ class Compute:
     bf16: bool
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt, from glibc's malloc.h."""
-
-PrecisionName = "auto") -> Compute:
+    def choose(cls, device: str = "auto", precision: PrecisionName = "auto") -> Compute:
         """Pick the GPU where there is one, and bfloat16 where the processor has instructions for it."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,7 +72,7 @@ def set_threads(count: int | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc, where it is the C library, keep large blocks that are freed, as a volume in chunks asks for them again.
+    """Let glibc, where it is the C library, keep large blocks that are freed: each chunk of a volume asks for the same.
 
     Given back to the system, each has to be zeroed anew: a tenth of the time of a large volume. (mallopt(3).)
     """
