@@ -16,7 +16,7 @@ export INPUT
 unexport MLFLOW_TRACKING_URI
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo bundles consumers test lint clean
+.PHONY: help venv demo bundles consumers peers test lint clean
 
 help: ## list the targets
 	@echo "n2s-med: denoise PET, CT and MR scans, trained on noisy scans only. For research use."
@@ -55,6 +55,16 @@ consumers: venv $(CONSUMERS:%=.venv-%/.installed) ## run the slow tests: every c
 .venv-%/.installed: integrations/%/install.sh
 	@"$(PYTHON)" -m venv .venv-$*
 	@sh $< .venv-$*/bin/python
+	@touch $@
+
+peers: .venv-peers/.installed ## set up .venv-peers, in which benchmarks/peers.py runs the peers
+
+# CAREamics bounds torchvision below the one of this PyTorch, hence without its own list of requirements.
+.venv-peers/.installed: benchmarks/peers/requirements.txt benchmarks/peers/constraints.txt
+	@"$(PYTHON)" -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c benchmarks/peers/constraints.txt -r benchmarks/peers/requirements.txt
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps careamics==0.3.5
 	@touch $@
 
 lint: venv ## run the static checks alone
