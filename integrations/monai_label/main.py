@@ -6,41 +6,20 @@ Here a bundle's result stays what it is: float32 on the scan's own grid, in its 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import monailabel.interfaces.tasks.infer_v2 as infer_types
+import numpy as np
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.tasks.infer.bundle import BundleInferTask
+from monailabel.transform.writer import write_itk
 
-
-def _import_torchvision() -> None:
-    """Import torchvision, also where it was built for CUDA and torch was not.
-
-    MONAI Label imports it to draw grids of pictures. Such a torchvision cannot load its operators, of which none is
-    used here, and then stops at the one that it describes to torch's compiler: so that one is declared.
-    """
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-
-
-_import_torchvision()
-
-import monailabel.interfaces.tasks.infer_v2 as infer_types  # noqa: E402
-import numpy as np  # noqa: E402
-from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
-from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
-from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
-from monailabel.transform.writer import write_itk  # noqa: E402
-
-from n2s_med.bundle import SaveScand  # noqa: E402
-from n2s_med.errors import ConfigurationError, InputError  # noqa: E402
+from n2s_med.bundle import SaveScand
+from n2s_med.errors import ConfigurationError, InputError
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """What a denoised scan may be sent as."""

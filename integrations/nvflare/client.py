@@ -45,7 +45,7 @@ def main() -> None:
 def _algo(options: argparse.Namespace, site: str) -> MonaiAlgo:
     """MONAI's client over the bundle, its files kept apart from those of other sites on this machine."""
     own = Path(options.work) / site
-    data = options.data.replace("{site}", site)
+    data = options.data.replace("%site%", site)
     return MonaiAlgo(
         bundle_root=options.bundle,
         local_epochs=options.local_epochs,

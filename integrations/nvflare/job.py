@@ -1,8 +1,8 @@
 """A federation over an n2s-med bundle: FedAvg in NVFlare, here simulated on one machine.
 
-    python job.py --bundle bundles/ct_gaussian --data 'scans/{site}' --work WORK --clients 2 --rounds 3
+    python job.py --bundle bundles/ct_gaussian --data 'scans/%site%' --work WORK --clients 2 --rounds 3
 
-``{site}`` in ``--data`` becomes the name of each site: site-1, site-2, …  The weights of the best and of the last
+``%site%`` in ``--data`` becomes the name of each site: site-1, site-2, …  The weights of the best and of the last
 round are put beside one another into ``WORK``, as ``best.pt`` and ``last.pt``, for ``--ckpt_path`` of the bundle.
 For sites of their own, ``--export DIR`` writes the job that ``nvflare job submit`` takes.
 """
@@ -10,8 +10,6 @@ For sites of their own, ``--export DIR`` writes the job that ``nvflare job submi
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.recipe import SimEnv
 
 from n2s_med.bundle import bundle_network
+from n2s_med.errors import ConfigurationError
 
 SERVER_FILES = {"best.pt": "best_FL_global_model.pt", "last.pt": "FL_global_model.pt"}
 """What NVFlare calls the weights that it keeps."""
@@ -34,16 +33,8 @@ def main() -> None:
         min_clients=options.clients,
         num_rounds=options.rounds,
         train_script=str(Path(__file__).with_name("client.py")),
-        train_args=shlex.join(
-            [
-                *("--bundle", str(options.bundle), "--data", options.data, "--work", str(options.work)),
-                *("--local_epochs", str(options.local_epochs), "--steps_per_epoch", str(options.steps_per_epoch)),
-                *("--patch", str(options.patch)),
-            ]
-        ),
+        train_args=_words(options),
         key_metric=KEY_METRIC,
-        launch_external_process=True,  # NVFlare splits words by blanks alone where it runs a script itself
-        command="python3 -u" if options.export else f"{sys.executable} -u",
     )
     if options.export:
         recipe.export(str(options.export))
@@ -60,10 +51,23 @@ def main() -> None:
         print(options.work / name)
 
 
+def _words(options: argparse.Namespace) -> str:
+    """Arguments of ``client.py``, in one line that NVFlare splits at every blank."""
+    words = [
+        *("--bundle", str(options.bundle), "--data", options.data, "--work", str(options.work)),
+        *("--local_epochs", str(options.local_epochs), "--steps_per_epoch", str(options.steps_per_epoch)),
+        *("--patch", str(options.patch)),
+    ]
+    for word in words:
+        if set(word) & set(" \t\n'\""):
+            raise ConfigurationError(f"NVFlare takes no blanks and quotes in {word!r}", remedy="give another path")
+    return " ".join(words)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=lambda name: Path(name).resolve(), required=True)
-    parser.add_argument("--data", required=True, help="scans of each site, as --dataset_dir of the bundle; {site}")
+    parser.add_argument("--data", required=True, help="scans of each site, as --dataset_dir of the bundle; %%site%%")
     parser.add_argument("--work", type=lambda name: Path(name).resolve(), required=True, help="folder for all results")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)

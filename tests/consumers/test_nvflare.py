@@ -23,7 +23,7 @@ def job(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     for number in (1, 2):
         (folder / f"site-{number}").mkdir()
         write_scan("ct_gaussian", folder / f"site-{number}" / "scan.nii.gz", seed=number)
-    command = [sys.executable, JOB, "--bundle", bundle, "--data", folder / "{site}", "--work", folder / "work", *words]
+    command = [sys.executable, JOB, "--bundle", bundle, "--data", folder / "%site%", "--work", folder / "work", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=3000)
 
