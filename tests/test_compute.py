@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from n2s_med.compute import Compute, fastest_threads, set_threads
+from n2s_med import compute as compute_module
+from n2s_med.compute import Compute, bf16_is_faster, fastest_threads, set_threads
 from n2s_med.errors import ConfigurationError
 
 
@@ -28,8 +30,43 @@ def test_choice_is_taken(precision: str, bf16: bool) -> None:
 def test_auto_takes_what_the_machine_has() -> None:
     compute = Compute.choose()
     assert compute.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
-    if compute.device.type == "cpu":
-        assert compute.bf16 == torch.cpu._is_avx512_bf16_supported()
+    assert compute.bf16 == bf16_is_faster(compute.device.type)
+
+
+@pytest.mark.parametrize("faster", [torch.bfloat16, torch.float32])
+def test_the_faster_type_is_measured_once_and_kept(
+    faster: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[torch.dtype] = []
+
+    def timed(device: torch.device, dtype: torch.dtype) -> float:  # noqa: ARG001
+        measured.append(dtype)
+        return 1.0 if dtype == faster else 2.0
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compute_module, "_convolution_time", timed)
+    for _ in range(2):
+        bf16_is_faster.cache_clear()
+        assert bf16_is_faster("cpu") == (faster == torch.bfloat16)
+    assert sorted(measured, key=str) == [torch.bfloat16, torch.float32]
+    bf16_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[1, 2]"])
+def test_a_cache_that_is_none_is_measured_again(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no cache can be written: the folder's place is taken by a file."""
+    cache = tmp_path / "n2s-med"
+    if content is None:
+        cache.write_text("a file")
+    else:
+        cache.mkdir()
+        (cache / "number_types.json").write_text(content)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bf16_is_faster.cache_clear()
+    assert isinstance(bf16_is_faster("cpu"), bool)
+    bf16_is_faster.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "warp", "", "cpu:x"])
