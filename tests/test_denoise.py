@@ -370,8 +370,8 @@ def test_mean_filter_is_the_mean_of_what_lies_inside() -> None:
 
 def test_bfloat16_is_near_float32() -> None:
     """Detail of one noise SD survives beside intensities of hundreds."""
-    y, model = 300 + normal(20, 20, 20), trained_like(levels=2)
-    model.network.centre.fill_(300.0)
+    y, model = 1234.5 + normal(20, 20, 20), trained_like(levels=2)
+    model.network.centre.fill_(1234.5)
     full = denoiser(model, step=1.0)(y).x_hat
     half = Denoiser(model, WHITE, Compute(torch.device("cpu"), bf16=True), DenoiseOptions(step=1.0))(y).x_hat
     assert float((half - full).std()) < 0.03 * float((full - y).std())

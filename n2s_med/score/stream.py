@@ -44,7 +44,7 @@ class StreamedNetwork:
         self.compute = compute
         self.dtype = torch.bfloat16 if compute.bf16 else torch.float32
         self.layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         for level in self.network.encoder:
             level.tell(traits)
         for layer in self.network.modules():
@@ -53,7 +53,7 @@ class StreamedNetwork:
                 if layer.kernel_size[0] == 3:
                     layer.padding = (0, *layer.padding[1:])
         self.network.to(device=compute.device, dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
-        self.network.centre = self.network.centre.float()
+        self.network.centre = network.centre.to(compute.device)
         self.traits = traits[None].to(compute.device)
 
     def __call__(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
