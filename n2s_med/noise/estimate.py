@@ -172,7 +172,7 @@ def estimate(
         found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
     correlation, neighbours = _correlation(spectrum.view(blocks.shape))
     quantum = quantum_of(y[valid], found)
-    floor = -math.inf if found.variance_power == 0 or quantum else _air(points)
+    floor = -math.inf if found.variance_power == 0 or quantum else _darkest_shade(points)
     return Estimate(
         noise=ScanNoise(found, correlation, quantum, floor),
         level_interval=level_interval,
@@ -240,9 +240,14 @@ def _air(points: Points) -> float:
     return AIR * max(float(points.mean.quantile(0.99)), 0.0)
 
 
+def _darkest_shade(points: Points) -> float:
+    """Intensity from which the exponent is measured."""
+    return SHADE / AIR * _air(points)
+
+
 def _shades(points: Points) -> list[Points]:
     """The intensities on which the exponent is measured."""
-    return points.where(points.mean > SHADE / AIR * _air(points)).log_bins()
+    return points.where(points.mean > _darkest_shade(points)).log_bins()
 
 
 def _flat_for(points: Points, rho: float) -> Points:

@@ -60,7 +60,8 @@ class Points:
     structure
         Low-frequency energy over what the noise explains, shape (B,); about one where flat.
     flat
-        Whether that is no more than chance explains, boolean, shape (B,).
+        Whether that is no more than chance explains, and the energy of the middle frequencies over that of the
+        highest no more either, boolean, shape (B,). Fine texture passes the first alone.
     skewness
         Of the values in each, shape (B,).
     centre

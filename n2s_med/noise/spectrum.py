@@ -55,14 +55,17 @@ def points_of(blocks: Blocks, power: Tensor, seen: Tensor | None = None) -> Poin
     halves = torch.stack([_variance(blocks, power, upper[blocks.parity[upper] == p]) for p in (False, True)], dim=1)
     low = seen & (blocks.frequency <= blocks.frequency.quantile(LOWEST))
     structure = (blocks.energy[:, low] / (variance[:, None] * power[low])).mean(1)
-    degrees = float(power[upper].sum() ** 2 / power[upper].square().sum())
+    degrees = _degrees(power[upper])
     spread = (2 / max(int(low.sum()), 1) + 2 / degrees) ** 0.5  # of a ratio of two variances of noise alone
+    top, middle = _split(power, upper)
+    tilt = _variance(blocks, power, middle) / _variance(blocks, power, top)
+    tilt_spread = (2 / _degrees(power[top]) + 2 / _degrees(power[middle])) ** 0.5
     return Points(
         mean=blocks.mean,
         log_variance=variance.log(),
         halves=halves.log(),
         structure=structure,
-        flat=structure <= 1 + REJECTED * spread,
+        flat=(structure <= 1 + REJECTED * spread) & (tilt <= 1 + REJECTED * tilt_spread),
         skewness=blocks.skewness,
         centre=blocks.centre,
         degrees=degrees,
@@ -74,6 +77,17 @@ def _upper(blocks: Blocks, power: Tensor, seen: Tensor) -> Tensor:
     order = blocks.frequency.argsort(descending=True)
     order = order[seen[order]]
     return order[power[order].cumsum(0) <= UPPER * power[seen].sum()]
+
+
+def _split(power: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper frequencies in two, of like power: the highest, and those below."""
+    above = power[upper].cumsum(0) <= power[upper].sum() / 2
+    return upper[above], upper[~above]
+
+
+def _degrees(power: Tensor) -> float:
+    """Degrees of freedom of a sum of squares of these variances (Satterthwaite)."""
+    return float(power.sum() ** 2 / power.square().sum())
 
 
 def _variance(blocks: Blocks, power: Tensor, used: Tensor) -> Tensor:
@@ -104,7 +118,7 @@ def _again(blocks: Blocks, power: Tensor, signed: bool) -> Tensor:
         seen = (blocks.parity == parity) & blocks.varying
         points = points_of(blocks, power, seen)
         above = points.log_variance - points.envelope(signed)
-        agreed = (above <= 0) & (above >= -REJECTED * points.scatter) & (points.structure <= 1)
+        agreed = (above <= 0) & (above >= -REJECTED * points.scatter) & (points.structure <= 1) & points.flat
         if int(agreed.sum()) < FEWEST:
             return power
         measured = blocks.parity != parity
