@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Literal
 
 import torch
@@ -329,30 +330,20 @@ class UnitData:
         """The noise of a region."""
         return replace(self.noise, law=self.noise.law.at(region))
 
+    def filled(self, region: Region | EllipsisType) -> Tensor:
+        """The values of a region, padding filled."""
+        return torch.where(self.valid[region], self.y[region], self.low)
+
     def __getitem__(self, region: Region) -> Tensor:
-        filled = torch.where(self.valid[region], self.y[region], self.low)
-        return self.noise.law.at(region).to_unit(filled).float()
+        return self.noise.law.at(region).to_unit(self.filled(region)).float()
 
 
 def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:
-    """``T(y)`` in float32, with padding filled by the low end of the valid values.
+    """All of :class:`UnitData` at once, or raise what it raises.
 
-    Parameters
-    ----------
-    y, valid
-        Volume in the units of the scan, and where it holds data.
-    noise
-        Its noise.
-    generator
-        Spreads whole counts over their cells, for training; without it they stay what they are.
-
-    Raises
-    ------
-    InputError
-        If nothing is valid, or all valid values are equal.
-    NoiseLawError
-        Where valid values lie outside the law's domain.
+    A ``generator`` spreads whole counts over their cells, for training; without it they stay what they are.
     """
     data = UnitData(y, valid, noise)
-    filled = torch.where(valid, y, data.low)
-    return noise.law.to_unit(noise.dequantised(filled, generator) if generator else filled).float()
+    if generator is None:
+        return data[tuple(slice(0, n) for n in y.shape)]
+    return noise.law.to_unit(noise.dequantised(data.filled(...), generator)).float()
