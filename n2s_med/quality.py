@@ -167,7 +167,7 @@ def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: 
 
 def _peak_shift(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
     """How far the maximum moved, in noise standard deviations at that intensity; the median where they vary."""
-    before, after = y[valid].max(), x_hat[valid].max()
+    before, after = (v.masked_fill(~valid, -math.inf).max() for v in (y, x_hat))
     return float((after - before) / noise.variance(before).median().sqrt())
 
 
@@ -188,5 +188,6 @@ def quantities(y: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, JSONValue]:
 
 def _summary(values: Tensor) -> dict[str, float]:
     some = values[:: 1 + values.numel() // 1_000_000].double()
-    cuts = {f"percentile_{p:g}": float(some.quantile(p / 100)) for p in PERCENTILES}
+    levels = some.quantile(torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()  # sorted once for all
+    cuts = {f"percentile_{p:g}": level for p, level in zip(PERCENTILES, levels, strict=True)}
     return {"mean": float(values.mean(dtype=torch.float64)), "maximum": float(values.max()), **cuts}

@@ -29,7 +29,7 @@ finally:
 """
 """Runs a command and says on stderr which modules it imported."""
 
-LIGHT = {"numpy", "nibabel", "pydicom", "pylibjpeg", "libjpeg", "openjpeg", "scipy", "tqdm"}
+LIGHT = {"numpy", "nibabel", "isal", "pydicom", "pylibjpeg", "libjpeg", "openjpeg", "scipy", "tqdm"}
 """What ``inspect`` may import of the declared dependencies: pydicom looks for its decoders and has tqdm, nibabel looks
 for the mere package scipy."""
 

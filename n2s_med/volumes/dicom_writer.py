@@ -125,8 +125,9 @@ def _derived(path: Path, planes: Sequence[_Plane], derivation: Derivation, *, si
     """Return the data set derived from the one at ``path``, with the frames ``planes`` in it."""
     ds = read_whole(path)
     indices = [plane.frame.index for plane in planes]
-    sources = list(stored_frames(ds, path, indices))
     before = Storage.of(ds, path)
+    padded = before.padding is not None  # only then are the source's pixels needed, which may take long to decode
+    sources = list(stored_frames(ds, path, indices)) if padded else [None] * len(indices)
     after = pet_storage(before, signed=signed) if planes[0].frame.file.modality == "PT" else before
     try:
         with quiet():
@@ -144,11 +145,14 @@ def _derived(path: Path, planes: Sequence[_Plane], derivation: Derivation, *, si
 
 
 def _stored(
-    ds: Dataset, number: int, plane: _Plane, source: StoredArray, before: Storage, after: Storage
+    ds: Dataset, number: int, plane: _Plane, source: StoredArray | None, before: Storage, after: Storage
 ) -> StoredArray:
-    """Return the stored values of frame ``number`` of ``ds``; a PET frame gets a slope of its own."""
-    padding = before.is_padding(source)
-    data = plane.values[~padding]
+    """Return the stored values of frame ``number`` of ``ds``; a PET frame gets a slope of its own.
+
+    ``source`` are those of its source, whose padding stays; ``None`` where there is none.
+    """
+    padding = None if source is None else before.is_padding(source)
+    data = plane.values if padding is None else plane.values[~padding]
     if not np.isfinite(data).all():
         raise OutputError("the volume holds NaN or infinite values", remedy="check the model")
     rescale = plane.frame.rescale
@@ -156,7 +160,8 @@ def _stored(
         slope = pet_slope(data, rescale[0], after)
         rescale = set_slope(ds, number, slope, after, changed=float(slope) != rescale[0]), 0.0
     stored = quantised(plane.values, rescale, after)
-    stored[padding] = source[padding]
+    if source is not None:
+        stored[padding] = source[padding]
     return stored
 
 

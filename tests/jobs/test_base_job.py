@@ -69,12 +69,12 @@ def test_stopped_and_started_again_in_the_same_tracked_run(
 
     def stopped(self: Trainer, network: Any, optimizer: Any, step: int) -> float:
         if step == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
         return one_step(self, network, optimizer, step)
 
     monkeypatch.setattr(Trainer, "_one_step", stopped)
     command = ("train-base", "--out", out, *FAST, *SMALL, "--set", "checks=2")
-    assert run(*command).code == 130
+    assert run(*command).code == 143
     note = json.loads((out / "run.json").read_text())
     assert (out / "checkpoint.pt").exists()
     monkeypatch.setattr(Trainer, "_one_step", one_step)
