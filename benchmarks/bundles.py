@@ -1,9 +1,9 @@
-"""Run the walk-through of ``docs/bundles.md`` on real scans and put its time and memory into the page.
+"""Run the walk-through of ``docs/bundles.md`` on real scans, as the page prints it, and write its table.
 
     N2S_DATA=/path/to/data python benchmarks/bundles.py
 
-Every command is run as the page prints it, from the bundle's folder, one thread, a process each. Time is that of the
-process; ratio: to the time of the CT scan's, so that it compares between machines.
+Each line runs in a process of its own, from a copy of the bundle's folder, on one thread. Time is the processor's,
+and also told as a ratio to the first, so that it compares between machines; memory is the largest of the process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,60 +22,47 @@ from pathlib import Path
 
 PAGE = Path("docs/bundles.md")
 BEGIN, END = "<!-- walk -->", "<!-- /walk -->"
-RUN = "python -m monai.bundle run --config_file"
-SCANS = {
-    "CT": ("ct_gaussian", "nifti_small/totalsegmentator/example_ct_sm.nii.gz"),
-    "PET": ("pet_poisson", "ibsi_sts002_cropped/dicom/*PET*"),
-    "MR": ("mr_gaussian", "nifti_small/dipy/S0_10slices.nii.gz"),
-    "US": ("us_gamma", "ultrasound/pydicom-data/JPGLosslessP14SV1_1s_1f_8b.dcm"),
-}
-TRAINING = "--epochs 1 --steps_per_epoch 20"
-EVALUATION = "\"['configs/train.json','configs/evaluate.json']\""
-STEPS = {
-    "inference": f"{RUN} configs/inference.json --dataset_dir SCAN --output_dir OUT --flips false",
-    "train": f"{RUN} configs/train.json --dataset_dir SCAN --ckpt_dir OUT/models {TRAINING}",
-    "evaluate": f"{RUN} {EVALUATION} --dataset_dir SCAN --output_dir OUT --flips false",
-}
+BLOCK = re.compile(r"^(\w+):\n\n```sh\ncd (bundles/\w+)\n(.*?)```", re.MULTILINE | re.DOTALL)
+"""A modality, its bundle, and the lines to run there."""
+
+COLUMNS = ("inference", "train", "evaluate")
+"""What the lines of each block do, in their order."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a command took."""
+    """What a line took."""
 
     seconds: float
     mib: float
 
 
 def main() -> None:
-    """Run every command and rewrite the page's part between its markers."""
+    """Run every line of the page and rewrite its table."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
-    data = os.environ.get("N2S_DATA")
-    if not data:
+    if not os.environ.get("N2S_DATA"):
         sys.exit("N2S_DATA names no folder of real scans")
-    blocks, rows, unit = [], [], None
-    for modality, (bundle, scan) in SCANS.items():
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    rows, unit = list[str](), 0.0
+    for modality, bundle, lines in BLOCK.findall(before):
         with tempfile.TemporaryDirectory() as work:
-            shutil.copytree(Path("bundles") / bundle, Path(work) / bundle)
-            taken = {name: _run(line, Path(work) / bundle, f"{data}/{scan}") for name, line in STEPS.items()}
-            report = json.loads(next((Path(work) / bundle / "OUT").glob("*.report.json")).read_text(encoding="utf-8"))
-        unit = unit or taken["inference"].seconds
+            folder = shutil.copytree(bundle, Path(work) / Path(bundle).name)
+            taken = [_run(line, folder) for line in lines.replace("\\\n", " ").splitlines()]
+            report = json.loads(next((folder / "OUT").glob("*.report.json")).read_text(encoding="utf-8"))
+        unit = unit or taken[0].seconds
         figures = report["figures"]
         cells = [modality, f"{figures['resources']['voxels']:,}", figures["noise"]["law"]]
-        cells += [f"{t.seconds:.0f} s, ×{t.seconds / unit:.1f}, {t.mib / 1024:.1f} GiB" for t in taken.values()]
+        cells += [f"{t.seconds:.0f} s, ×{t.seconds / unit:.1f}, {t.mib / 1024:.1f} GiB" for t in taken]
         rows.append("| " + " | ".join(cells) + " |")
         print(rows[-1], flush=True)
-        lines = [line.replace("SCAN", f'"$N2S_DATA/{scan}"') for line in STEPS.values()]
-        blocks += [f"{modality}:", "", "```sh", f"cd bundles/{bundle}", *lines, "```", ""]
-    head = "| | voxels | law found | " + " | ".join(STEPS) + " |"
-    table = [head, "|" + "---|" * (head.count("|") - 1), *rows]
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    text = "\n".join([before + BEGIN, *blocks, *table, END]) + rest.split(END)[1]
-    PAGE.write_text(text, encoding="utf-8")
+    head = f"| | voxels | law found | {' | '.join(COLUMNS)} |"
+    table = "\n".join(["", head, "|" + "---|" * (head.count("|") - 1), *rows, ""])
+    PAGE.write_text(before + BEGIN + table + END + rest.split(END)[1], encoding="utf-8")
 
 
-def _run(line: str, folder: Path, scan: str) -> Taken:
+def _run(line: str, folder: Path) -> Taken:
     """Run a line of the page from a folder."""
-    line = line.replace("SCAN", shlex.quote(scan)).replace("python", shlex.quote(sys.executable), 1)
+    line = line.replace("python", shlex.quote(sys.executable), 1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen(line, shell=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
