@@ -12,6 +12,7 @@ A peer that trains does so on the noisy volume alone, for as much CPU time as ou
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -62,7 +63,7 @@ class Scan:
     seed: int
 
 
-Peer = Callable[[Scan, float], Tensor]
+Run = Callable[[Scan, float], Tensor]
 """From the scan and the CPU seconds that training may take to the denoised volume."""
 
 
@@ -111,6 +112,7 @@ class Patches(Dataset[dict[str, Tensor]]):
 
 def score_loss(scan: Scan, seconds: float) -> Tensor:
     """deepinv's Noise2Score: AR-DAE in image units, its own formula for each law."""
+    _import_torchvision()
     import deepinv
 
     return _deepinv(scan, seconds, lambda law, steps: deepinv.loss.ScoreLoss(law, total_batches=steps))
@@ -118,6 +120,7 @@ def score_loss(scan: Scan, seconds: float) -> Tensor:
 
 def r2r_loss(scan: Scan, seconds: float) -> Tensor:
     """deepinv's (generalised) recorrupted-to-recorrupted loss, averaging five recorruptions."""
+    _import_torchvision()
     import deepinv
 
     return _deepinv(scan, seconds, lambda law, _: deepinv.loss.R2RLoss(noise_model=law))
@@ -172,6 +175,7 @@ def _train_deepinv(
 
 def noise2void(scan: Scan, seconds: float) -> Tensor:
     """CAREamics' Noise2Void: its 3D UNet, masking, augmentation and optimizer, patches of 32³."""
+    _import_torchvision()
     from careamics import CAREamist
     from careamics.config import create_advanced_n2v_config
     from lightning.pytorch.callbacks import Callback
@@ -192,7 +196,7 @@ def noise2void(scan: Scan, seconds: float) -> Tensor:
         batch_size=BATCH,
         num_epochs=100_000,
         num_workers=0,
-        seed=scan.seed,
+        seed=scan.seed + 1,  # it takes none below one
     )
     with tempfile.TemporaryDirectory() as folder:
         careamist = CAREamist(config, work_dir=folder, callbacks=[Budget()], enable_progress_bar=False)
@@ -201,16 +205,24 @@ def noise2void(scan: Scan, seconds: float) -> Tensor:
     return torch.as_tensor(np.asarray(predictions[0]), dtype=torch.float32).reshape(scan.y.shape)
 
 
-PEERS: Mapping[str, tuple[str, Peer, bool]] = MappingProxyType(
+class Peer(NamedTuple):
+    """One peer: its row of the table, its function, the package it is of, and whether it trains."""
+
+    title: str
+    run: Run
+    package: str
+    trains: bool = False
+
+
+PEERS: Mapping[str, Peer] = MappingProxyType(
     {
-        "nlm": ("non-local means (scikit-image), true level", non_local_means, False),
-        "bm4d": ("BM4D, true level", bm4d, False),
-        "score": ("deepinv ScoreLoss, true level", score_loss, True),
-        "r2r": ("deepinv R2RLoss (GR2R), true level", r2r_loss, True),
-        "n2v": ("CAREamics Noise2Void", noise2void, True),
+        "nlm": Peer("non-local means, true level", non_local_means, "scikit-image"),
+        "bm4d": Peer("BM4D, true level", bm4d, "bm4d"),
+        "score": Peer("deepinv ScoreLoss, true level", score_loss, "deepinv", trains=True),
+        "r2r": Peer("deepinv R2RLoss (GR2R), true level", r2r_loss, "deepinv", trains=True),
+        "n2v": Peer("CAREamics Noise2Void", noise2void, "careamics", trains=True),
     }
 )
-"""Each peer's row of the table, its function, and whether it trains."""
 
 
 # -- the comparison --------------------------------------------------------------------------------------
@@ -222,7 +234,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(given)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    _without_torchvision_operators()
     cache = Cache(options.cache, KEY)
     paths = sorted(options.scans.glob("*.npz"))
     if not paths:
@@ -233,8 +244,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = {name: archive[name][()] for name in archive.files}
         for peer in options.peers:
             record = _result(content, peer, options.seconds, cache, options.cached_only)
-            records += [record] if record else []
-        if records:
+            if record is None:
+                continue
+            records.append(record)
             write_between_markers(options.out, _document(records, options.seconds, given), "peers")
     print(f"table: {options.out}")
 
@@ -253,14 +265,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _result(content: Mapping[str, Any], peer: str, seconds: float, cache: Cache, cached_only: bool) -> Record | None:
     """One cell's record of one seed, from the cache or made now."""
-    _, run, trains = PEERS[peer]
     key: dict[str, Any] = {
         "volume": str(content["volume"]),
         "shape": list(content["y"].shape),
         "column": str(content["column"]),
         "seed": int(content["seed"]),
         "peer": peer,
-        "seconds": seconds if trains else 0,
+        "seconds": seconds if PEERS[peer].trains else 0,
     }
     kept = cache.get(**key)
     if kept or cached_only:
@@ -269,10 +280,11 @@ def _result(content: Mapping[str, Any], peer: str, seconds: float, cache: Cache,
     scan = Scan(torch.as_tensor(content["y"]), law_named(str(content["law"]), **level), key["seed"])
     clean = torch.as_tensor(content["clean"])
     start = time.process_time()
-    x_hat = run(scan, seconds)
+    x_hat = PEERS[peer].run(scan, seconds)
     record = {
         **key,
         "title": str(content["title"]),
+        "packages": [f"{name} {version(name)}" for name in (PEERS[peer].package, "torch")],
         "psnr": psnr(x_hat, clean),
         "ssim": ssim(x_hat, clean),
         "noisy_psnr": psnr(scan.y, clean),
@@ -283,27 +295,31 @@ def _result(content: Mapping[str, Any], peer: str, seconds: float, cache: Cache,
     return record
 
 
-def _without_torchvision_operators() -> None:
-    """Let torchvision import where its compiled operators cannot load; none of the peers calls them.
+@functools.cache
+def _import_torchvision() -> torch.library.Library | None:
+    """Import torchvision even where its compiled operators cannot load; none of the peers calls them.
 
     PyPI's torchvision is compiled against PyTorch for CUDA. Beside a PyTorch for CPU its library does not load, and
     its import fails at the operators that it would then describe.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _without_torchvision_operators.library = library  # type: ignore[attr-defined]  # kept as long as the process
+        import torchvision  # noqa: F401
+
+        return library  # its definitions last as long as it does
+    return None
 
 
 def _document(records: Sequence[Record], seconds: float, given: Sequence[str]) -> str:
     """What goes between the markers."""
     names = [Path(word).name if "/" in word else word for word in given]
-    packages = ", ".join(f"{p} {version(p)}" for p in ("deepinv", "careamics", "bm4d", "scikit-image", "torch"))
+    packages = ", ".join(sorted({package for r in records for package in r["packages"]}))
     text = f"""The same noisy volumes as above, read from files. Those that train do so on the noisy volume alone for
     {seconds:g} s of CPU time on one thread, about what ours takes; deepinv with its 3D UNet of
     {"/".join(map(str, CHANNELS))} channels, Adam at {LEARNING_RATE:g} and {BATCH} patches of {PATCH}³ a step;
@@ -331,7 +347,7 @@ def _section(records: Sequence[Record]) -> str:
 
     def row(peer: str) -> list[str]:
         pairs = [(cell(figures(peer, c, "psnr"), 2), cell(figures(peer, c, "ssim"), 3)) for c in columns]
-        return [PEERS[peer][0], *(" / ".join(pair) if pair[0] != "–" else "–" for pair in pairs), time_ratio(peer)]
+        return [PEERS[peer].title, *(" / ".join(pair) if pair[0] != "–" else "–" for pair in pairs), time_ratio(peer)]
 
     noisy = {r["column"]: r["noisy_psnr"] for r in records}
     rows = [["noisy", *(f"{noisy[c]:.2f}" for c in columns), "–"], *(row(p) for p in PEERS if p in _peers(records))]

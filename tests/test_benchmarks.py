@@ -1,10 +1,12 @@
-"""The benchmark command runs, goes on from its cache and writes its tables; oracle arms alone see the truth."""
+"""The benchmark commands run, go on from their caches and write their tables; oracle arms alone see the truth."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,17 +20,31 @@ TINY = ["--crop", "16", "--steps", "2", "--seeds", "2", "--classical-seeds", "1"
 
 
 @pytest.fixture(scope="module")
-def quality() -> Iterator[ModuleType]:
+def benchmarks() -> Iterator[None]:
+    """Modules of the folder can be imported, and are forgotten at the end."""
     pytest.importorskip("bm4d")
     before = set(sys.modules)
     sys.path.insert(0, str(BENCHMARKS))
-    import quality
-
-    yield quality
+    yield
     sys.path.remove(str(BENCHMARKS))
-    for name in ("quality", "cases", "records", "table", *(m for m in sys.modules if m.partition(".")[0] == "arms")):
-        if name not in before:
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(BENCHMARKS)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def quality(benchmarks: None) -> ModuleType:  # noqa: ARG001
+    return importlib.import_module("quality")
+
+
+@pytest.fixture(scope="module")
+def speed(benchmarks: None) -> ModuleType:  # noqa: ARG001
+    return importlib.import_module("speed")
+
+
+@pytest.fixture(scope="module")
+def networks(benchmarks: None) -> ModuleType:  # noqa: ARG001
+    return importlib.import_module("networks")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +143,29 @@ def test_the_risk_that_mc_sure_learns_is_the_error(quality: ModuleType, column: 
     assert float(risk) == pytest.approx(float(error), rel=0.02)
 
 
+def test_peers_see_the_very_scans_that_the_arms_see(
+    quality: ModuleType, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import peers
+    from arms import ARMS
+
+    scans, out, cache = tmp_path / "scans", tmp_path / "results.md", tmp_path / "peers.jsonl"
+    wanted = ["--volume", str(clean), "--columns", "g25", "p05", "--seeds", "1"]
+    assert quality.main([*wanted, "--write-scans", str(scans)]) == 0
+    peers.main([str(scans), "--peers", "nlm", "--cache", str(cache), "--out", str(out)])
+    table = out.read_text()
+    settings = quality.Settings(quality.TrainingConfig(), quality.ADAPTATION, quality.Compute.choose())
+    volume = quality.from_file(clean)
+    for column in ("g25", "p05"):
+        x_hat = ARMS["nlm"].run(quality.scan_of(volume, column, 0), settings).x_hat
+        assert f"{quality.psnr(x_hat, volume.x):.2f} / {quality.ssim(x_hat, volume.x):.3f}" in table
+    assert "scikit-image" in table
+    capsys.readouterr()
+    peers.main([str(scans), "--peers", "nlm", "--cache", str(cache), "--out", str(out), "--cached-only"])
+    assert out.read_text().count("non-local means") == table.count("non-local means")
+    assert '"psnr"' not in capsys.readouterr().out
+
+
 def test_an_unknown_training_key_is_refused(quality: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert quality.main([*TINY, "--set", "lerning_rate=1"]) == 2
     assert "learning_rate" in capsys.readouterr().err
@@ -138,3 +177,87 @@ def test_a_clean_file_is_scaled_and_named_by_its_name(quality: ModuleType, clean
     assert volume.spacing_mm == (1, 1, 3)
     assert tuple(volume.x.shape) == (10, 10, 10)
     assert 0.02 <= float(volume.x.min()) < float(volume.x.max()) <= 1
+
+
+# -- speed -----------------------------------------------------------------------------------------------
+
+
+def test_speed_measures_its_parts_keeps_them_and_writes_both_pages(
+    speed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("N2S_DATA", raising=False)
+    tiny = replace(
+        speed.QUICK, name="tiny", product=64, volume=(24, 16, 8), windows=(16,), bm4d=16, volumes=((16, 16, 8),),
+        planes=(4, 8), plane=(16, 16), steps=2, crop=24, adapt_steps=(2,), starts=1,
+    )  # fmt: skip
+    out = tmp_path / "performance.md"
+    out.write_text("# Performance\n\n<!-- network:begin -->\nold\n<!-- network:end -->\n\nAfter.\n")
+    speed.main(["--out", str(out)], tiny)
+    assert capsys.readouterr().err.count(" s\n") == len(speed.PARTS)
+    page, scaling = out.read_text(), out.with_name("scaling.md").read_text()
+    assert page.startswith("# Performance")
+    assert "old" not in page
+    for row in ("| BM4D |", "| ours, streamed |", "| streamed, bf16 |", "| 16 × 16 × 8 |", "| network |", "| ours |"):
+        assert row in page
+    assert page.count(" met |") + page.count("**missed**") == len(sys.modules["performance.goals"].GOALS)
+    assert "100,000 studies a day" in scaling
+    assert str(tmp_path) not in page + scaling
+
+    speed.main(["--out", str(out), "--resume"], tiny)
+    assert not capsys.readouterr().err
+    assert out.read_text() == page
+    speed.main(["--out", str(out), "--parts", "fidelity"], tiny)
+    assert capsys.readouterr().err.startswith("fidelity")
+
+
+def test_fast_paths_are_told_apart_from_the_plain_one(speed: ModuleType) -> None:
+    found = sys.modules["performance.rates"].fidelity(replace(speed.QUICK, crop=24))
+    exact, fast = found["rows"]
+    assert exact["largest"] < 1e-4
+    assert exact["largest"] < fast["largest"] < 1
+    assert abs(fast["psnr_difference"]) < 0.1
+
+
+def test_a_stage_within_another_stops_its_clock(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    stages = importlib.import_module("performance.stages")
+    now = iter(range(100))
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: next(now))
+    clock = stages.Clock()
+
+    class Network:
+        def __call__(self, chunks: Iterator[int]) -> Iterator[int]:
+            for chunk in chunks:
+                next(now)
+                yield chunk + 1
+
+    clock.wrap_network(Network)
+    assert list(Network()(iter([1, 2]))) == [2, 3]
+    assert clock.own[stages.NETWORK] > clock.own[stages.AROUND] > 0
+
+
+# -- forms of the network --------------------------------------------------------------------------------
+
+
+def test_forms_are_trained_and_compared(networks: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "performance.md"
+    forms = ["plain 16/32/64", "half resolution 32/64"]
+    networks.main(["--seconds", "0.001", "--blocks", "1", "--forms", *forms, "--out", str(out)])
+    assert out.read_text().count("| 1 |") == len(forms)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 6, 5)])
+def test_every_form_takes_any_shape_and_is_told_the_traits(networks: ModuleType, shape: tuple[int, ...]) -> None:
+    v = torch.randn(2, 1, *shape)
+    for form in networks.FORMS.values():
+        network = form()
+        white = network(v)
+        assert white.shape == v.shape
+        for parameter in network.parameters():
+            parameter.data += 0.1
+        assert not torch.allclose(network(v, torch.full((2, 6), 0.1)), network(v, torch.zeros(2, 6)))
+
+
+def test_forms_at_half_resolution_put_each_answer_in_its_place(networks: ModuleType) -> None:
+    half = networks.HalfScore((32, 64))
+    x = torch.arange(8.0).view(1, 8, 1, 1, 1).expand(1, 8, 2, 3, 4)
+    assert torch.equal(half._head(x)[0, 0, 2:4, 4:6, 6:8], torch.arange(8.0).view(2, 2, 2))
