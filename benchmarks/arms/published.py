@@ -2,7 +2,7 @@
 
 AR-DAE keeps from the article on Noise2Score: perturbations in image units falling from 0.1 to 0.001, geometrically;
 one perturbation a patch; Adam at 2e-4, a tenth of it in the second half; a plain residual network of the image; its
-formula with the score per unit of y. Changed: the network and the patches are ours, inference averages eight flips as
+formula with the score per unit of y. Changed: the network and the patches are ours, inference averages flips as
 for all arms, the result is held within the range of the noisy scan, and there is no moving average: one of decay
 0.999 would still hold half of the initial weights after 600 steps.
 
@@ -41,6 +41,12 @@ def ar_dae(scan: Scan, settings: Settings) -> Result:
 def dsm(scan: Scan, settings: Settings) -> Result:
     """Denoising score matching: an autoencoder under one perturbation."""
     return _score_matched(scan, settings, lambda _: Dsm(SIGMA_A[0]), SIGMA_A[0] ** -2)
+
+
+def score_of(scan: Scan, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """The score itself by :func:`ar_dae`, per unit of ``y``; the level of the noise has no part in it."""
+    network = _train(scan, settings, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
+    return lambda y: flip_averaged(network, y, IDENTITY, settings.compute)
 
 
 def _score_matched(scan: Scan, settings: Settings, schedule: Schedule, scale: float) -> Result:

@@ -21,7 +21,7 @@ from n2s_med.noise import LAWS, NoiseModel
 from n2s_med.noise.blocks import ENOUGH, FINE_EDGE, Blocks, blocks_of
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.lattice import lattice_near, quantum_of
-from n2s_med.noise.points import Points
+from n2s_med.noise.points import STEEPEST, Points
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.noise.spectrum import noise_spectrum, points_of
 from n2s_med.noise.variation import Variation, fitted, variation_of
@@ -83,8 +83,8 @@ class Estimate:
     level_interval
         95 % interval of the level over the level itself, such as (0.97, 1.03).
     power, power_interval
-        Exponent of the variance function measured on the scan, and its 95 % interval; NaN where the scan
-        admits no such function (negative intensities).
+        Exponent of the variance function measured on the scan, and its 95 % interval: all that laws admit where
+        flat blocks span too few intensities; NaN where the scan admits no such function (negative intensities).
     misfit
         For each law that the scan admits, the RMS deviation of log variance from it over the intensities.
     neighbour_correlation
@@ -356,6 +356,8 @@ def _power_interval(
 ) -> tuple[float, float]:
     seen = points.less(variation)
     curve = _Curve.of(_shades(seen))
+    if curve.is_narrow:  # one shade and upper bounds tell no exponent
+        return 0.0, STEEPEST
     draws = [_Curve.of(_shades(drawn)).power() for drawn in _resampled(seen, edges, generator)]
     error = math.hypot(float(torch.tensor(draws).std()), curve.power_error)
     return curve.power() - 2 * error, curve.power() + 2 * error

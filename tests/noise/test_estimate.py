@@ -184,6 +184,15 @@ def test_a_poor_fit_is_told_and_a_better_law_named(true: NoiseModel, asked: str)
     assert found(true.sample(balls(), seeded()), true.name).better_law is None
 
 
+def test_one_flat_shade_tells_no_exponent() -> None:
+    """Rough everywhere but in the dark: the interval holds every law, and none is called a better one."""
+    x = 50 + 200 * torch.rand(balls().shape, generator=seeded(7))
+    x[:40] = 20
+    result = found(Gaussian(3.0).sample(x, seeded()), "gaussian")
+    assert result.power_interval == (0.0, 2.0)
+    assert result.better_law is None
+
+
 def test_an_unknown_law() -> None:
     with pytest.raises(ConfigurationError, match=r"'cauchy'.*Choose one of gaussian"):
         found(balls(), "cauchy")
