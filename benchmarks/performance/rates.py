@@ -1,0 +1,197 @@
+"""Networks: voxels a second and share of the peak, fidelity of the fast paths, and where the time goes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from arms import ARMS, Settings
+from cases import phantom, scan_of
+from monai.inferers import SlidingWindowInferer
+from records import psnr
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from unet import UNet
+
+from n2s_med.compute import Compute
+from n2s_med.denoise import DenoiseOptions
+from n2s_med.score import ScoreUNet, base_model
+from n2s_med.score.stream import StreamedNetwork
+from n2s_med.training import TrainingConfig
+from performance.base import Record, Sizes, best_s, flop_per_voxel, noisy_waves, peak, timed_s
+
+DEFAULTS, TUNED = "plain UNet, MONAI's inferer as it is, fp32", "plain UNet, MONAI's inferer, tuned, bf16"
+STREAMED, FLIPPED = "ours, streamed", "ours, streamed, mean of four flips"
+"""Rows that goals are told from."""
+
+FLIPS = ((), (0,), (1,), (0, 1))
+OVERLAPS = (0.25, 0.125)
+"""Of the tuned sliding window."""
+
+KINDS = {
+    "convolution": ("conv",),
+    "activation": ("leaky_relu",),
+    "copies": ("copy", "cat", "clone", "pad", "fill_", "zero_", "contiguous"),
+}
+"""Kinds of operations, by parts of their names."""
+
+Placed = TypeVar("Placed", Tensor, nn.Module)
+
+WHITE = torch.zeros(6)
+"""Traits of white noise."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a network over a volume: its work, how many passes that is, and the number type."""
+
+    run: Callable[[], object]
+    passes: int = 1
+    bf16: bool = False
+
+
+@torch.no_grad()
+def rates(sizes: Sizes, compute: Compute) -> Record:
+    """Voxels a second of each way, operations per voxel, and the peaks they are shares of."""
+    plain, ours = UNet().eval(), ScoreUNet(3).eval()
+    flop = {"plain": flop_per_voxel(plain), "ours": flop_per_voxel(ours)}
+    voxels = math.prod(sizes.volume)
+
+    def row(name: str, way: Way, seconds: float) -> Record:
+        work = way.passes * flop["ours" if name.startswith("ours") else "plain"]
+        return {"name": name, "voxels_per_s": voxels / seconds, "flop": work, "bf16": way.bf16}
+
+    tuned = {name: (best_s(way.run, 1), way) for name, way in _tuned(sizes, compute, plain)}
+    best = min(tuned, key=lambda name: tuned[name][0])
+    return {
+        "peak": {name: peak(sizes.product, bf16, compute.device) for name, bf16 in (("bf16", True), ("fp32", False))},
+        "shape": sizes.volume,
+        "rows": [
+            *(row(name, way, best_s(way.run, sizes.repeats)) for name, way in _plain(sizes, compute, plain)),
+            row(TUNED, tuned[best][1], tuned[best][0]),
+            *(row(name, way, best_s(way.run, sizes.repeats)) for name, way in _ours(sizes, compute, ours)),
+        ],
+        "tuned": best,
+    }
+
+
+def _plain(sizes: Sizes, compute: Compute, plain: nn.Module) -> Iterator[tuple[str, Way]]:
+    """The whole volume in one piece, and MONAI's inferer as it is."""
+    v = noisy_waves(sizes.volume)[None, None]
+    yield "plain UNet, whole volume, fp32", Way(lambda: _place(compute, plain)(_place(compute, v)))
+    yield "plain UNet, whole volume, bf16 channels-last", Way(lambda: _fast(compute, plain, v), bf16=True)
+    yield DEFAULTS, Way(lambda: SlidingWindowInferer(roi_size=(64,) * 3)(_place(compute, v), _place(compute, plain)))
+
+
+def _tuned(sizes: Sizes, compute: Compute, plain: nn.Module) -> Iterator[tuple[str, Way]]:
+    """MONAI's inferer in bf16, channels last, with larger windows that overlap less."""
+    v = noisy_waves(sizes.volume)[None, None]
+    for edge, overlap in itertools.product(sizes.windows, OVERLAPS):
+        roi = tuple(min(edge, n) for n in sizes.volume)
+        sliding = SlidingWindowInferer(roi_size=roi, overlap=overlap)
+        name = f"windows of {'×'.join(str(n) for n in roi)} that overlap by {overlap:g}"
+        yield name, Way(lambda sliding=sliding: _fast(compute, plain, v, sliding), bf16=True)
+
+
+def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
+    """Our network by MONAI's inferer, which tells the network from the engine; and streamed."""
+    v = noisy_waves(sizes.volume)
+    sliding, streamed = SlidingWindowInferer(roi_size=(64,) * 3), StreamedNetwork(ours, WHITE, compute)
+    yield (
+        "ours, by MONAI's inferer as it is, fp32",
+        Way(lambda: sliding(*(_place(compute, t) for t in (v[None, None], ours)))),
+    )
+    yield STREAMED, Way(lambda: streamed_score(streamed, v[None]), bf16=compute.bf16)
+    four = torch.stack([v.flip(flip) for flip in FLIPS])
+    yield FLIPPED, Way(lambda: streamed_score(streamed, four), len(FLIPS), compute.bf16)
+
+
+def _fast(compute: Compute, plain: nn.Module, v: Tensor, inferer: Callable[..., Tensor] | None = None) -> Tensor:
+    """The plain network in bf16, channels last, in one piece or by an inferer."""
+    x, network = _place(compute, v, True), _place(compute, plain, True)
+    with torch.autocast(compute.device.type, torch.bfloat16):
+        answer: Tensor = inferer(x, network) if inferer else network(x)
+    return answer
+
+
+def _place(compute: Compute, thing: Placed, channels_last: bool = False) -> Placed:
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return thing.to(device=compute.device, memory_format=layout)
+
+
+def streamed_score(streamed: StreamedNetwork, batch: Tensor) -> Tensor:
+    """The scores of volumes (N, X, Y, Z), streamed in chunks of the command's size."""
+    stride = streamed.network.stride
+    planes = max(1, DenoiseOptions().chunk_voxels // (batch[..., 0].numel() * stride)) * stride
+    return torch.cat(list(streamed(iter(batch.split(planes, dim=-1)))), dim=-1)
+
+
+# -- BM4D ------------------------------------------------------------------------------------------------
+
+
+def bm4d_rate(sizes: Sizes) -> float:
+    """Voxels a second of BM4D, default profile, on a piece of the noisy brain phantom."""
+    scan = scan_of(phantom("brain").cropped(sizes.bm4d), "g25", 0)
+    settings = Settings(TrainingConfig(), TrainingConfig(), Compute.choose("cpu"))
+    return scan.y.numel() / timed_s(lambda: ARMS["bm4d"].run(scan, settings))
+
+
+# -- fidelity --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fidelity(sizes: Sizes) -> Record:
+    """Each fast path against the plain fp32 pass of the same weights, on the noisy brain phantom."""
+    whole = phantom("brain")
+    volume = whole.cropped(sizes.crop) if sizes.crop else whole
+    scan = scan_of(volume, "g25", 0)
+    u = scan.noise.law.to_unit(scan.y).float()
+    model = base_model(3).centred(float(u.median()))
+    device = torch.device("cpu")
+
+    def streamed(bf16: bool) -> Tensor:
+        return streamed_score(StreamedNetwork(model.network, WHITE, Compute(device, bf16)), u[None])[0]
+
+    def denoised(score: Tensor) -> Tensor:
+        return scan.noise.law.mean_from_unit(scan.y, model.scale * score)
+
+    plain = model.network(u[None, None])[0, 0]
+    ways = {"streamed, fp32": streamed(False), "streamed, bf16": streamed(True)}
+    best = psnr(denoised(plain), volume.x)
+    return {
+        "psnr": best,
+        "rows": [
+            {
+                "name": name,
+                "psnr_difference": psnr(denoised(score), volume.x) - best,
+                "largest": float((score - plain).abs().max()),
+                "rms": float((score - plain).square().mean().sqrt()),
+            }
+            for name, score in ways.items()
+        ],
+    }
+
+
+# -- where the time goes ---------------------------------------------------------------------------------
+
+
+def kinds(sizes: Sizes) -> Record:
+    """Share of the streamed network's time that each kind of operation takes."""
+    streamed = StreamedNetwork(ScoreUNet(3), WHITE, Compute.choose("cpu"))
+    batch = noisy_waves(sizes.volume)[None]
+    streamed_score(streamed, batch)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        streamed_score(streamed, batch)
+    times: dict[str, float] = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiled.key_averages():
+        times[_kind(event.key)] += event.self_cpu_time_total
+    total = sum(times.values())
+    return {"shares": {kind: time / total for kind, time in times.items()}}
+
+
+def _kind(operation: str) -> str:
+    return next((kind for kind, parts in KINDS.items() if any(part in operation for part in parts)), "other")
