@@ -2,4 +2,4 @@
 #
 # Its Triton client asks for protobuf < 7; the versions that n2s-med is tested with have 7.
 set -e
-"$1" -m pip install --quiet torch==2.13.0 monai==1.6.1 monai-deploy-app-sdk==4.0.0 "protobuf<7" pytest .
+"$1" -m pip install --quiet torch==2.13.0 monai==1.6.1 monai-deploy-app-sdk==4.0.0 "protobuf<7" pytest -e .

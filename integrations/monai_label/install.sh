@@ -6,7 +6,7 @@
 # torch without; none is used, and the file that describes them to torch's compiler is emptied there. pydicom-seg, which MONAI Label imports for DICOM SEG,
 # looks for one UID in a module that pydicom 3 no longer has: a file of that name gives it.
 set -e
-"$1" -m pip install --quiet torch==2.13.0 monai==1.6.1 "numpy<2" pytest httpx .
+"$1" -m pip install --quiet torch==2.13.0 monai==1.6.1 "numpy<2" pytest httpx -e .
 "$1" -m pip install --quiet --requirement "$(dirname "$0")/requirements.txt"
 "$1" -m pip install --quiet --no-deps monailabel==0.8.5 torchvision==0.28.0
 site=$("$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
