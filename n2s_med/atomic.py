@@ -81,6 +81,30 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise refused(PermissionError(errno.EACCES, ""), path)
 
 
+def check_apart(source: Path, target: Path, *, spare: Path | None = None) -> None:
+    """Refuse an output in the input, which the next run would read, or around it.
+
+    Parameters
+    ----------
+    source, target
+        Input and output, files or folders; the output need not exist.
+    spare
+        Folder of the input that is not read, so that an output may lie in it.
+
+    Raises
+    ------
+    OutputError
+        The output is the input, lies in it or holds it.
+    """
+    read, written = source.resolve(), target.absolute().resolve()
+    if spare is not None and spare.resolve() in written.parents:
+        return
+    if read == written or read in written.parents:
+        raise OutputError("it is the input or lies inside it", remedy="choose a place outside it", path=target)
+    if written in read.parents:
+        raise OutputError("it holds the input", remedy="choose a place outside it", path=target)
+
+
 def tidy_below(folder: Path) -> None:
     """Clear away what killed processes left anywhere below ``folder``; what they had moved aside comes back."""
     kinds = (left for kind in ("partial", "replaced") for left in folder.rglob(f".*.{kind}-*"))

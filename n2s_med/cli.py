@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from n2s_med.jobs.noise import NoiseRequest
     from n2s_med.score import ScoreModel
     from n2s_med.training import TrainingConfig
+    from n2s_med.volumes import Deidentifier
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Before torch is imported: threads that wait by spinning stop each other where the machine is busy."""
@@ -172,9 +173,16 @@ def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
             seed=config.seed if config else arguments.seed or 0,
         ),
         compute=_compute(arguments),
+        deidentifier=_deidentifier(arguments),
         overwrite=arguments.overwrite,
         quiet=arguments.quiet,
     )
+
+
+def _deidentifier(arguments: argparse.Namespace) -> Deidentifier | None:
+    from n2s_med.volumes import Deidentifier
+
+    return Deidentifier.of_file(arguments.deidentify) if arguments.deidentify else None
 
 
 def _noise(arguments: argparse.Namespace) -> NoiseRequest:
@@ -307,6 +315,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
     for command in (denoise, batch, bids):
         _add_denoising(command)
+        command.set_defaults(deidentify=None)
+    for command in (denoise, batch):
+        command.add_argument(
+            "--deidentify",
+            type=Path,
+            metavar="KEYFILE",
+            help="take the patient's identity out of DICOM; see docs/dicom.md",
+        )
     for command in (batch, bids):
         _add_workers(command)
     for command in (denoise, batch, bids, train):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import n2s_med
-from n2s_med.atomic import whole
+from n2s_med.atomic import check_apart, whole
 from n2s_med.batch.manifest import NAME, Record, State
 from n2s_med.batch.plan import Step, stat_hash
 from n2s_med.batch.task import Task
@@ -94,8 +94,7 @@ class BidsTree:
         if not root.is_dir():
             raise InputError("no such folder", remedy="check the path", path=root)
         _description(root)
-        if root.resolve() == out.absolute().resolve():
-            raise OutputError("it is the input", remedy="choose another folder", path=out)
+        check_apart(root, out, spare=root / "derivatives")
         for name in self._subjects():
             if not (root / name).is_dir():
                 raise InputError(f"there is no {name}", remedy="check --participant-label", path=root)

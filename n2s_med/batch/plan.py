@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import n2s_med
+from n2s_med.atomic import check_apart
 from n2s_med.batch.manifest import Record, State
 from n2s_med.batch.task import Task, content_hash
-from n2s_med.errors import InputError, OutputError
+from n2s_med.errors import InputError
 from n2s_med.jobs.denoise import NIFTI, DenoiseJob, slug, stem_name
 from n2s_med.score import ScoreModel
 from n2s_med.volumes import FileGroup, Refusal, file_groups
@@ -97,11 +98,7 @@ class AnyTree:
         """
         if not root.is_dir():
             raise InputError("no such folder", remedy="check the path, or use denoise for one file", path=root)
-        source, target = root.resolve(), out.absolute().resolve()
-        if source == target or source in target.parents:
-            raise OutputError("it is the input or lies inside it", remedy="choose a place outside it", path=out)
-        if target in source.parents:
-            raise OutputError("it holds the input", remedy="choose a place outside it", path=out)
+        check_apart(root, out)
 
     def find(self, root: Path, records: Mapping[str, Record]) -> tuple[list[Task], list[Step]]:
         """Return the scans in the order of their files, and steps for what is left out.
@@ -148,6 +145,7 @@ def options_hash(job: DenoiseJob, precision: str) -> str:
         "noise": asdict(job.noise),
         "config": asdict(job.config) if job.config else None,
         "options": asdict(job.options),
+        "deidentified": job.deidentifier.fingerprint if job.deidentifier else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import n2s_med
-from n2s_med.atomic import check_free
+from n2s_med.atomic import check_apart, check_free
 from n2s_med.compute import Compute
 from n2s_med.denoise import Denoised, DenoiseOptions, Denoiser
 from n2s_med.errors import (
@@ -36,7 +36,7 @@ from n2s_med.report import JSONValue, Report, Verdict, write_report
 from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
-from n2s_med.volumes import Provenance, read, write, write_sd_map
+from n2s_med.volumes import Deidentifier, Provenance, read, write, write_sd_map
 
 NIFTI = (".nii.gz", ".nii")
 SD_PROBES = 8
@@ -99,6 +99,8 @@ class DenoiseJob:
         How to denoise.
     compute
         Device and number type.
+    deidentifier
+        What takes the patient's identity out of what is written; ``None`` leaves it.
     overwrite
         Replace outputs that exist.
     tracking
@@ -116,6 +118,7 @@ class DenoiseJob:
     config: TrainingConfig | None = ADAPTATION
     options: DenoiseOptions = field(default_factory=DenoiseOptions)
     compute: Compute = field(default_factory=Compute.choose)
+    deidentifier: Deidentifier | None = None
     overwrite: bool = False
     tracking: Path | None = None
     quiet: bool = False
@@ -171,19 +174,11 @@ class DenoiseJob:
                     "the input is NIfTI, the output is no NIfTI name", remedy="end it in .nii.gz", path=target
                 )
             check_free(target, overwrite=True)  # the name is usable at all
-            self._check_apart(target)
+            check_apart(self.source, target)
             check_free(target, overwrite=self.overwrite)
             if self.options.sd_probes:
                 check_free(_sd_map_of(volume, target), overwrite=self.overwrite)
         return targets
-
-    def _check_apart(self, target: Path) -> None:
-        """Refuse an output in the input folder, which the next run would read, or around the input."""
-        source, output = self.source.resolve(), target.absolute().resolve()
-        if source == output or (self.source.is_dir() and source in output.parents):
-            raise OutputError("it is the input or lies inside it", remedy="choose a place outside it", path=target)
-        if output in source.parents:
-            raise OutputError("it holds the input", remedy="choose a place outside it", path=target)
 
     def _one(
         self, volume: MetaTensor, target: Path, modality: Modality | None, model: ScoreModel | None, say: Say
@@ -337,6 +332,7 @@ class DenoiseJob:
                 "correlated": int(not scan.choice.noise.correlation.is_white),
             },
             version=n2s_med.__version__,
+            deidentifier=self.deidentifier,
         )
 
     def _figures(

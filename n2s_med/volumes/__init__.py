@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, valid_mask
+from n2s_med.volumes.deidentify import Deidentifier
 from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
 from n2s_med.volumes.provenance import Provenance
 from n2s_med.volumes.tree import FileGroup, file_groups
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arrays",
     "Contents",
+    "Deidentifier",
     "DicomSeriesReader",
     "DicomSeriesWriter",
     "FileGroup",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from collections.abc import Sequence as NumberSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -74,6 +74,13 @@ class Derivation:
     provenance: Provenance
     series_uid: str
     moment: datetime
+
+    def without_identity(self, ds: Dataset) -> Derivation:
+        """Take the identity out of ``ds`` if that is asked for, and return what is then said of the derivation."""
+        deidentifier = self.provenance.deidentifier
+        if deidentifier is None:
+            return self
+        return replace(self, moment=deidentifier.moved(self.moment, deidentifier(ds)))
 
 
 def derive(ds: Dataset, derivation: Derivation, frames: NumberSequence[int]) -> None:

@@ -131,7 +131,7 @@ def _derived(path: Path, planes: Sequence[_Plane], derivation: Derivation, *, si
     after = pet_storage(before, signed=signed) if planes[0].frame.file.modality == "PT" else before
     try:
         with quiet():
-            derive(ds, derivation, indices)
+            derive(ds, derivation.without_identity(ds), indices)
             stored = [
                 _stored(ds, number, plane, source, before, after)
                 for number, (plane, source) in enumerate(zip(planes, sources, strict=True))

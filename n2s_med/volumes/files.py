@@ -128,7 +128,14 @@ def _existing(volume: MetaTensor) -> Iterator[Path]:
 
 def _write_nifti(volume: MetaTensor, path: Path, provenance: Provenance, overwrite: bool) -> Path:
     meta = {**volume.meta, "affine": volume.affine}
-    return write_nifti(array_of(volume), meta, path, version=provenance.version, overwrite=overwrite)
+    return write_nifti(
+        array_of(volume),
+        meta,
+        path,
+        version=provenance.version,
+        overwrite=overwrite,
+        deidentify=provenance.deidentifier is not None,
+    )
 
 
 def _present(path: Path) -> bool:

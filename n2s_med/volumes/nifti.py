@@ -28,6 +28,8 @@ from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
 
+_TEXTS = ("db_name", "aux_file")
+"""Text of a header that stays where the description is replaced."""
 SUFFIXES = (".nii", ".nii.gz")
 
 _MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -86,7 +88,13 @@ def arrays_of(image: Any) -> Arrays:
 
 
 def write_nifti(
-    values: NDArray[np.float32], meta: dict[str, Any], path: Path, *, version: str, overwrite: bool
+    values: NDArray[np.float32],
+    meta: dict[str, Any],
+    path: Path,
+    *,
+    version: str,
+    overwrite: bool,
+    deidentify: bool = False,
 ) -> Path:
     """Write ``values`` (C, X, Y, Z) to ``path`` (``.nii`` or ``.nii.gz``), whole or not at all, and return it.
 
@@ -100,9 +108,14 @@ def write_nifti(
         Where to, and whether what is there is replaced.
     version
         Of this package, for the description.
+    deidentify
+        Whether all other text of the source's header is dropped.
     """
     description = one_line(f"denoised by n2s-med {version}")[:79]
     image = _image(values, meta, description)
+    for name in _TEXTS if deidentify else ():
+        if name in image.header:
+            image.header[name] = b""
     compressed = path.name.lower().endswith(".gz")
     needed = values.nbytes // (4 if compressed else 1)
     with whole(path, overwrite=overwrite, needed_bytes=needed) as partial:

@@ -38,6 +38,7 @@ _UNITS = {  # Units (0054,1001) and Rescale Type (0028,1054) in UCUM
 }
 _NO_UNITS = codes.UCUM.NoUnits
 _SD_SERIES_OFFSET = 1000
+_DESCRIPTION = "(SD of denoised)"
 
 
 def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
@@ -146,11 +147,15 @@ def _parametric_map(
         content_description="Standard deviation",
         image_flavor="VOLUME",
         derived_pixel_contrast="QUANTITY",
-        series_description=series_description(first.get("SeriesDescription"), "(SD of denoised)"),
+        series_description=series_description(first.get("SeriesDescription"), _DESCRIPTION),
     )
     ds.DerivationDescription = provenance.description()
     ds.Laterality = first.get("Laterality") or ""
     _settle(ds, provenance.uid("sd dimensions", first.SeriesInstanceUID, first.SOPInstanceUID))
+    if provenance.deidentifier:
+        provenance.deidentifier(ds)
+        ds.SeriesDescription = series_description("", _DESCRIPTION)
+        ds.DerivationDescription = provenance.description()
     return ds
 
 

@@ -8,8 +8,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from n2s_med.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from n2s_med.volumes.deidentify import Deidentifier
 
 DESCRIPTION_LENGTH = 1024
 """Characters that DICOM's Derivation Description (VR ST) can hold."""
@@ -31,6 +35,8 @@ class Provenance:
         Parameters of the law and of the denoising, by name.
     version
         Version of this package.
+    deidentifier
+        What takes the patient's identity out of the files; ``None`` leaves it, as the result belongs to the study.
     """
 
     model: str
@@ -38,6 +44,7 @@ class Provenance:
     law: str
     parameters: Mapping[str, str | float | int]
     version: str
+    deidentifier: Deidentifier | None = None
 
     def description(self) -> str:
         """Return one sentence of printable ASCII, at most 1024 characters, always the same."""
@@ -58,7 +65,8 @@ class Provenance:
         provenance except the model's name.
         """
         settings = [f"{name}={_exact(value)}" for name, value in sorted(self.parameters.items())]
-        text = "\0".join([*source, self.model_hash, self.law, self.version, *settings])
+        secret = [self.deidentifier.fingerprint] if self.deidentifier else []
+        text = "\0".join([*source, self.model_hash, self.law, self.version, *settings, *secret])
         digest = hashlib.sha256(text.encode()).digest()
         return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
 

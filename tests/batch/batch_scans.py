@@ -31,7 +31,8 @@ class Identity(DenoiseJob):
 
     def one(self, volume: MetaTensor, target: Path, model: Any, say: Any) -> Result:
         del model
-        write(volume, target, provenance=Provenance("none", "00", "gaussian", {}, "0"), overwrite=self.overwrite)
+        provenance = Provenance("none", "00", "gaussian", {}, "0", self.deidentifier)
+        write(volume, target, provenance=provenance, overwrite=self.overwrite)
         say("written")
         check = Verdict("residual mean", 0.0, -1.0, 1.0, "b" not in target.name, "Holds.")
         return Result(target, None, target, volume.meta["label"], "gaussian", [check], ["look here"])

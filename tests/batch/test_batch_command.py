@@ -214,6 +214,22 @@ def test_what_a_killed_run_left_is_replaced(run: Run, tmp_path: Path, counted: l
     ]
 
 
+def test_the_identity_is_taken_out(run: Run, tmp_path: Path, counted: list[str]) -> None:
+    """Another key is another option: it replaces no result unasked."""
+    pytest.importorskip("dicomanonymizer", reason="dicom-anonymizer is not installed")
+    series(tmp_path / "in" / "pet")
+    keys = [tmp_path / name for name in ("one.key", "two.key")]
+    for key in keys:
+        key.write_text(f"secret of {key.name}, long enough")
+    for key, code in ((keys[0], 0), (keys[0], 0), (keys[1], 1)):
+        assert batch(run, tmp_path / "in", tmp_path / "out", "--deidentify", key).code == code
+    assert counted == ["pet"]
+    images = datasets(tmp_path / "out" / "pet")
+    assert {image.PatientIdentityRemoved for image in images} == {"YES"}
+    content = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert [secret for secret in (*SECRETS, keys[0].read_text()) if secret.encode() in content] == []
+
+
 # -- failures ------------------------------------------------------------------------------------------
 
 

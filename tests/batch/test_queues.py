@@ -95,6 +95,7 @@ def test_a_queue_that_takes_no_job(tmp_path: Path) -> None:
         ({"options": {"colour": "red"}}, "does not take it.*colour"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function Cluster.__del__")  # a cluster that never began
 def test_files_that_are_not_right(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     """They are refused before anything is computed or submitted."""
     images(tmp_path / "in")

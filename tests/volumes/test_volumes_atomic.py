@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from n2s_med.atomic import whole
+from n2s_med.atomic import check_apart, whole
 from n2s_med.errors import OutputError
 
 DEAD = 2**22 + 1  # beyond the largest process id of Linux
@@ -51,3 +51,20 @@ def test_failure_leaves_what_was_there(tmp_path):
 def test_names_that_cannot_be_are_said(tmp_path, name):
     with pytest.raises(OutputError):
         write_text(tmp_path / name)
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ("in", "it is the input or lies inside it"), ("in/a/b", "lies inside it"), (".", "it holds the input"),
+    ("link/out", "lies inside it"), ("in/kept/../a", "lies inside it"),
+])  # fmt: skip
+def test_outputs_in_or_around_the_input(tmp_path, target, words):
+    (tmp_path / "in" / "kept").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(OutputError, match=words):
+        check_apart(tmp_path / "in", tmp_path / target, spare=tmp_path / "in" / "kept")
+
+
+@pytest.mark.parametrize("target", ["out", "in2", "in/kept/out"])
+def test_outputs_apart_from_the_input(tmp_path, target):
+    (tmp_path / "in" / "kept").mkdir(parents=True)
+    check_apart(tmp_path / "in", tmp_path / target, spare=tmp_path / "in" / "kept")
