@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Real repeats against estimates from one scan: a GE fMRI phantom, and a CT dose series with its truth.
+"""Repeats against noise estimates from one scan: a GE fMRI phantom, and a simulated CT dose series with its truth.
 
     N2S_DATA=/path/to/data python benchmarks/repeats.py [--adapt 0]
 
@@ -96,6 +96,7 @@ def _fmri(source: Path, work: Path, options: argparse.Namespace) -> list[str]:
     x_hat = read(out).volumes[0].as_tensor().numpy()
     mean = y.mean(0)
     inside = mean > INSIDE * np.quantile(mean, 0.99)
+    between = _between(y, inside)
     _picture(
         [y[0], x_hat[0], y[0] - x_hat[0]],
         ["first repeat", "denoised", "difference"],
@@ -105,11 +106,11 @@ def _fmri(source: Path, work: Path, options: argparse.Namespace) -> list[str]:
     return [
         "GE fMRI phantom, 3 repeats",
         noise["law"],
-        f"{_between(y, inside):.2f}",
+        f"{between:.2f}" if between else "none: the files repeat the same values",
         f"{_level_at(noise, float(np.median(mean[inside]))):.2f}",
-        _lags(_differences(y), inside),
+        _lags(_differences(y), inside) if between else "–",
         "/".join(f"{lag:.2f}" for lag in noise["neighbour_correlation"]),
-        f"{_between(x_hat, inside) / _between(y, inside):.2f}",
+        f"{_between(x_hat, inside) / between:.2f}" if between else "–",
         f"{100 * (x_hat[:, inside].mean() / y[:, inside].mean() - 1):+.2f} %",
         f"{told['clean-free figures']['error_after_in_noise_variances']:.2f}",
         "–",
