@@ -262,7 +262,8 @@ def _page(fmri: list[str], ct: list[list[str]], options: argparse.Namespace) -> 
     return f"""\
 # Repeats and a dose series
 
-Written by `python benchmarks/repeats.py --adapt {options.adapt:g} --realisations {options.realisations}`. Noise between repeats: in the fMRI phantom from
+Written by `python benchmarks/repeats.py --adapt {options.adapt:g} --realisations {options.realisations}`.
+Noise between repeats: in the fMRI phantom from
 the differences of successive repeats (robustly), in the CT series the SD over the realisations where the truth is flat.
 From one scan: what `n2s-med denoise` found, at the median intensity of the phantom; for the CT the mean over the
 realisations. Noise left: SD between the denoised repeats over that of the noisy ones. Error left, in noise variances:
