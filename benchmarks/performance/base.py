@@ -52,7 +52,7 @@ class Sizes:
     planes, plane
         Lengths of the streams, and the size of their planes.
     series
-        Planes of the long DICOM series, made by repeating a short one; 0 makes none.
+        Planes of the long DICOM series, made by repeating the short one; 0 makes none, and takes a phantom's.
     steps
         Training steps that are timed.
     crop

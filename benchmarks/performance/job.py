@@ -25,7 +25,7 @@ def jobs(sizes: Sizes) -> Record:
     """The job on a series as it is and on a long one, and the start-up of the command."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        series = [_series(work / "series")]
+        series = [_series(work / "series") if sizes.series else _phantom(work / "series")]
         if sizes.series:
             series.append(_repeated(series[0], work / "long", sizes.series))
         rows = [_job(source, work / f"{source.name}-out") for source in series]
@@ -50,15 +50,19 @@ def _job(source: Path, target: Path) -> Record:
 
 def _series(folder: Path) -> Path:
     """A folder with the CT of the data alone, or else with a phantom's PET."""
-    source = Path(os.environ.get("N2S_DATA", "")) / SERIES
-    if not os.environ.get("N2S_DATA") or not source.is_dir():
-        shape, spacing_mm = PHANTOM
-        write_pet_series(pet_phantom(shape, spacing_mm).activity, folder, spacing_mm=spacing_mm, gain=1.0)
-        return folder
+    if not os.environ.get("N2S_DATA"):
+        return _phantom(folder)
+    source = Path(os.environ["N2S_DATA"]) / SERIES
     folder.mkdir()
     for file in source.iterdir():
         if file.read_bytes()[128:132] == b"DICM":
             (folder / file.name).symlink_to(file)
+    return folder
+
+
+def _phantom(folder: Path) -> Path:
+    shape, spacing_mm = PHANTOM
+    write_pet_series(pet_phantom(shape, spacing_mm).activity, folder, spacing_mm=spacing_mm, gain=1.0)
     return folder
 
 

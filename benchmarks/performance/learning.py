@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from arms import ARMS, Settings
 from cases import phantom, scan_of
+from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, CopyItemsd, RandFlipd, RandGaussianNoised, RandSpatialCropSamplesd
@@ -72,7 +73,7 @@ def _monai(u: torch.Tensor, config: TrainingConfig) -> list[float]:
             prepare_batch=lambda batch, *_, **__: (batch["noisier"], batch["noisy"]),
         )
         trainer.logger.setLevel(logging.WARNING)
-        trainer.add_event_handler("iteration_completed", lambda: times.append(time.perf_counter()))
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: times.append(time.perf_counter()))
         trainer.run()
     return times
 
