@@ -132,7 +132,7 @@ def _row(volume: Volume, case: Case, options: argparse.Namespace) -> list[str]:
         y = sample(volume.x, truth, generator)
         if case.hidden:
             y = y * torch.linspace(1 - HIDDEN, 1 + HIDDEN, y.shape[-1])
-        if truth.law.variance_power:
+        if truth.law.variance_power and not truth.correlation.is_white:
             y = y.clamp_min(LEAST)
         inside = torch.ones_like(y, dtype=torch.bool)
         found.append(estimate(y, inside, volume.spacing_mm, truth.law.name, seed=seed))
