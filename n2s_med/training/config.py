@@ -56,7 +56,7 @@ class TrainingConfig:
     antithetic: bool = False
     objective: str = "ar-dae"
     sigma_a: float = 0.5
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     channels: tuple[int, ...] = (16, 64, 128)
     ema: float = 0.0
     held_out: float = 0.02
