@@ -50,7 +50,7 @@ def exit_code(*arguments: object) -> int:
         ["denoise", "in", "out", "--sigma", "much"],
         ["denoise", "in", "out", "--steps", "0"],
         ["denoise", "in", "out", "--steps", "many"],
-        ["denoise", "in", "out", "--tile-voxels", "-1"],
+        ["denoise", "in", "out", "--chunk-voxels", "-1"],
         ["denoise", "in", "out", "--formula", "exact"],
         ["denoise", "in", "out", "--precision", "fp8"],
         ["train", "in", "--out", "out"],
@@ -112,7 +112,7 @@ def test_as_a_program_without_heavy_imports() -> None:
         (N2SError("several\nlines"), 1, "error: several lines"),
         (ConfigurationError("unknown", remedy="ask"), 2, "error: unknown. Ask."),
         (KeyboardInterrupt(), 130, "interrupted: nothing half-written is left"),
-        (MemoryError(), 1, "error: out of memory. Give --tile-voxels a smaller number, or use a larger machine."),
+        (MemoryError(), 1, "error: out of memory. Give --chunk-voxels a smaller number, or use a larger machine."),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -227,7 +227,7 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     keys.write_text('{"patch": 16, "seed": 9, "ema": 0.9}')
     exit_code(
         *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map", "--no-flips"),
-        *("--formula", "published", "--tile-voxels", 999, "--track", "store", "--noise", "tweedie", "--power", 1.5),
+        *("--formula", "published", "--chunk-voxels", 999, "--track", "store", "--noise", "tweedie", "--power", 1.5),
         *("--dispersion", 2, "--correlation", "white", "--rician", "off", "--steps", 7),
         *("--config", keys, "--set", "ema=0.5"),
         *("--device", "cpu", "--precision", "bf16", "--overwrite", "--quiet"),
@@ -238,7 +238,7 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     assert (job.noise.correlation, job.noise.rician) == ("white", "off")
     assert (job.config.steps, job.config.patch, job.config.seed, job.config.ema) == (7, 16, 9, 0.5)
     options = job.options
-    assert (options.flips, options.formula, options.tile_voxels, options.seed) == (False, "published", 999, 9)
+    assert (options.flips, options.formula, options.chunk_voxels, options.seed) == (False, "published", 999, 9)
     assert options.sd_probes > 0
     assert (job.compute.bf16, str(job.compute.device), job.overwrite, job.quiet) == (True, "cpu", True, True)
 

@@ -232,7 +232,7 @@ def test_the_same_command_twice_gives_the_same(run: Run, pet: Path, tmp_path: Pa
 def test_the_tile_size_does_not_matter(run: Run, scan: Path, tmp_path: Path) -> None:
     for voxels in (4000, 10**6):
         output = tmp_path / f"{voxels}.nii.gz"
-        assert denoise(run, scan, output, "--noise", "gaussian", "--tile-voxels", voxels, "--sd-map").code == 0
+        assert denoise(run, scan, output, "--noise", "gaussian", "--chunk-voxels", voxels, "--sd-map").code == 0
     for end in (".nii.gz", ".sd.nii.gz"):
         np.testing.assert_allclose(values_of(tmp_path / f"4000{end}"), values_of(tmp_path / f"1000000{end}"), atol=2e-3)
 
