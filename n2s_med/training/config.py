@@ -108,7 +108,7 @@ def _converted(key: str, value: Any, default: Any) -> Any:
     """``value`` in the type of ``default``."""
     try:
         if isinstance(default, tuple):
-            return tuple(int(v) for v in value)
+            return tuple(int(v) for v in (value.split(",") if isinstance(value, str) else value))
         if isinstance(value, bool) != isinstance(default, bool):
             raise ValueError
         if isinstance(default, int) and int(value) != float(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -172,19 +172,26 @@ def _nifti(path: Path) -> Source:
     return Source(path, "NIfTI", partial(read_nifti, path))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the regular files below ``folder``, sorted; hidden ones are other programs' business."""
+def files_below(folder: Path, refused: Callable[[InputError], None] | None = None) -> Iterator[Path]:
+    """Yield the regular files below ``folder``, sorted; hidden ones are other programs' business.
+
+    A folder that cannot be read is told to ``refused`` and passed over, or raised where that is not given.
+    """
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(
+        unreadable = InputError(
             f"the folder cannot be read ({error.strerror})", remedy="check its permissions", path=folder
-        ) from error
+        )
+        if refused is None:
+            raise unreadable from error
+        refused(unreadable)
+        return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from () if entry.is_symlink() else files_below(entry)
+            yield from () if entry.is_symlink() else files_below(entry, refused)
         elif entry.is_file():
             yield entry
 

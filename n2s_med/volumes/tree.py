@@ -40,16 +40,22 @@ class FileGroup:
 def file_groups(root: Path) -> tuple[list[FileGroup], list[Refusal]]:
     """Return the groups of files below the folder ``root``, in the order of their first files, and refused files.
 
-    Files that are neither DICOM nor NIfTI are passed over.
+    Files that are neither DICOM nor NIfTI are passed over; a folder in it that cannot be read is a refusal.
 
     Raises
     ------
     InputError
-        A folder cannot be read.
+        ``root`` cannot be read.
     """
     groups: dict[str, list[Path]] = {}
-    refusals = []
-    for file in files_below(root):
+    refusals: list[Refusal] = []
+
+    def refused(error: InputError) -> None:
+        if error.path == root:
+            raise error
+        refusals.append(Refusal(Path(error.path or root), "folder", error.cause))
+
+    for file in files_below(root, refused):
         try:
             if is_nifti_name(file):
                 groups[_key(["nifti", file.relative_to(root).as_posix()])] = [file]
