@@ -100,7 +100,7 @@ class TrainingConfig:
         return replace(base or cls(), **checked)
 
 
-ADAPTATION = TrainingConfig(seconds=30, objective="total-unit-noise", learning_rate=0.004, checks=6)
+ADAPTATION = TrainingConfig(seconds=30, objective="total-unit-noise", learning_rate=0.008, checks=6)
 """How base weights are adapted to a scan: in the form they were trained in, gently, and not for long."""
 
 
