@@ -25,6 +25,7 @@ from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
+from n2s_med.score.network import ScoreUNet
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, risk_terms, step_terms
 from n2s_med.score.stream import StreamedNetwork
@@ -42,6 +43,10 @@ Read = Callable[[Region], Tensor]
 SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
+
+QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
+"""Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
+and the number of the probe that is added."""
 
 STEP_RANGE = (0.0, 1.05)
 """The step from SURE is kept within this range: far below one, the level does not hold, little is
@@ -212,9 +217,32 @@ class Denoiser:
         """The network's score of a volume, averaged over flips of its planes."""
         total = torch.zeros(u.shape)
         for flip in self.flips:
-            for region, answer in self._passed(lambda region, flip=flip: u[region].flip(flip), u.shape, tell):  # type: ignore[misc]
+
+            def flipped(region: Region, flip: tuple[int, ...] = flip) -> Tensor:
+                return (u[region] + self._added(u, region)).flip(flip)
+
+            for region, answer in self._passed(flipped, u.shape, tell):
                 total[region] += answer.flip(flip) / len(self.flips)
+        for region in slabs(u.shape, self._planes(u.shape)):
+            total[region] += self._added(u, region)
         return total
+
+    def _added(self, u: Boxes, region: Region) -> Tensor:
+        """Noise for where a region holds next to none, as air of few counts does; the score then takes it away again.
+
+        The network was never shown less than unit noise, and white noise of a third of it makes it say anything. The
+        amount goes by the local variance of the detail; what is added depends on the place alone.
+        """
+        outer = grown(region, u.shape, (QUIET_MARGIN,) * len(u.shape))
+        energy = ScoreUNet.split(u[outer][None, None])[0].square()
+        for _ in range(2):
+            energy = ScoreUNet.split(energy)[1]
+        share = energy[0, 0][within(region, outer)] / ScoreUNet.detail_variance(len(u.shape))
+        whiteness = (1 - 2 * self.noise.correlation.traits[: len(u.shape)].mean()).clamp(0, 1)
+        amount = whiteness * (QUIET - share).clamp_min(0).sqrt()
+        if not amount.any():
+            return amount
+        return amount * self._probe(u.shape, region, QUIET_PROBE)
 
     def _variance(self, u: Boxes, step: float, tell: Tell = lambda _: None) -> Tensor:
         """``Var[x given u]`` in units of the noise variance, by probes, smoothed.
@@ -226,7 +254,7 @@ class Denoiser:
             for move in (PROBE_STEP, -PROBE_STEP):
 
                 def moved(region: Region, index: int = index, move: float = move) -> Tensor:
-                    return u[region] + move * self._probe(u.shape, region, index)
+                    return u[region] + self._added(u, region) + move * self._probe(u.shape, region, index)
 
                 for region, answer in self._passed(moved, u.shape, tell):
                     probe = self._probe(u.shape, region, index)

@@ -14,7 +14,7 @@ from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.score import ScoreModel, ScoreUNet
+from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.uncertainty import mean_filter, rising
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -41,7 +41,7 @@ class Analytic(ScoreUNet):
     def split(v: Tensor) -> tuple[Tensor, Tensor]:
         return v, v
 
-    def score(self, correction: Tensor, detail: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
+    def score(self, correction: Tensor, detail: Tensor, noisy: Tensor, traits: Tensor) -> Tensor:  # noqa: ARG002
         return self.slope * (detail - self.about)
 
 
@@ -307,6 +307,21 @@ def test_little_valid_in_a_large_field() -> None:
     assert torch.isfinite(result.x_hat[valid]).all()
     assert math.isfinite(result.figures.risk)
     assert torch.equal(result.x_hat[~valid], y[~valid])
+
+
+@pytest.mark.parametrize("background", [0.0, 0.02, 0.1, 0.5])
+def test_air_of_few_counts_stays_air(background: float) -> None:
+    """Where there is next to no noise: the weights that come with the package were never shown that."""
+    x = torch.full((40, 24, 24), 20.0)
+    x[:24] = background
+    y = torch.poisson(x, generator=seeded())
+    noise = ScanNoise(Poisson(1.0), Correlation.white(3), quantum=1.0)
+    model = base_model(3).centred(float(Poisson(1.0).to_unit(y).median()))
+    result = denoiser(model, noise)(y)
+    air = result.x_hat[:20]
+    assert float(air.max()) < background + 2
+    assert float(air.mean()) == pytest.approx(background, abs=0.15)
+    assert float(result.x_hat[28:].std()) < 1
 
 
 def test_input_is_left_alone() -> None:

@@ -21,6 +21,9 @@ SLOPE = 0.1
 SOFT = 8.0
 """Noise standard deviations beyond which detail is an edge, not noise."""
 
+STILL = (0.04, 0.16)
+"""Local variances of detail between which a region goes from holding no noise to holding some; unit noise has 0.8."""
+
 CONVOLUTIONS = 2
 """At every level below the finest, each way."""
 
@@ -100,7 +103,8 @@ class ScoreUNet(nn.Module):
             skips.append(x)
         for up, level, skip in reversed(list(zip(self.up, self.decoder, skips[:-1], strict=True))):
             x = level(merged(up(x), skip))
-        return self.score(self.head(x)[(..., *(slice(0, n) for n in size))], detail, traits)
+        correction = self.head(x)[(..., *(slice(0, n) for n in size))]
+        return self.score(correction, detail, self.noisy(detail), traits)
 
     @staticmethod
     def split(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,14 +117,32 @@ class ScoreUNet(nn.Module):
     def features(self, detail: Tensor, base: Tensor) -> Tensor:
         """What the first convolution sees."""
         ratio = (base - self.centre) / SOFT
-        asinh = torch.copysign(torch.log(ratio.abs() + torch.sqrt(ratio * ratio + 1)), ratio)  # torch's own is slow
+        asinh = torch.sign(ratio) * torch.log(ratio.abs() + torch.sqrt(ratio * ratio + 1))  # torch's own is slow
         return torch.cat((SOFT * torch.tanh(detail / SOFT), SOFT * asinh), dim=1)
 
-    def score(self, correction: Tensor, detail: Tensor, traits: Tensor) -> Tensor:
+    @staticmethod
+    def detail_variance(spatial_dims: int) -> float:
+        """Variance of the detail of white unit noise: ``1 - 2 g + |G|²`` with ``g`` the middle of the filter ``G``."""
+        middle, squares = 0.5**spatial_dims, 0.375**spatial_dims
+        return 1 - 2 * middle + squares
+
+    @staticmethod
+    def noisy(detail: Tensor) -> Tensor:
+        """Where detail is as strong as noise: 1, down to 0 where there is none, as in air of no counts.
+
+        The network was never shown less than unit noise, and may say anything there.
+        """
+        energy = detail.square()
+        for axis in range(2, energy.ndim):
+            energy = _smooth(energy, axis)
+        return ((energy - STILL[0]) / (STILL[1] - STILL[0])).clamp(0, 1)
+
+    def score(self, correction: Tensor, detail: Tensor, noisy: Tensor, traits: Tensor) -> Tensor:
         """``R`` from what the last convolution gives."""
         smoothing = (1 - 2 * traits[:, : self.spatial_dims].mean(dim=1)).clamp(0, 1)
+        white = smoothing.view(-1, *(1,) * (detail.ndim - 1))
         weak = detail / (1 + (detail / SOFT).square())
-        return correction - smoothing.view(-1, *(1,) * (detail.ndim - 1)) * weak
+        return correction * (1 - white * (1 - noisy)) - white * weak
 
 
 def merged(risen: Tensor, skip: Tensor) -> Tensor:

@@ -71,16 +71,23 @@ class StreamedNetwork:
         """
         details: deque[Tensor] = deque()
         seen = map(partial(self._features, details), Windows(map(self._turned, chunks), 1, repeat=True))
-        return itertools.starmap(self._score, Together(self._unet(seen), _taken_up(details)))
+        around = Windows(_taken_up(details), 1, repeat=True)
+        inner = map(self._judged, around)
+        return itertools.starmap(self._score, Together(self._unet(seen), inner))
 
     def _turned(self, chunk: Tensor) -> Tensor:
         """A chunk with its planes first, on the device."""
         return chunk.movedim(-1, 1)[:, None].to(self.compute.device)
 
-    def _score(self, correction: Tensor, detail: Tensor) -> Tensor:
+    def _judged(self, window: Tensor) -> Tensor:
+        """Detail, and where it is noise, as two channels, from a window of one plane more on either side."""
+        return torch.cat((window, self.network.noisy(window)), dim=1)[:, :, 1:-1]
+
+    def _score(self, correction: Tensor, judged: Tensor) -> Tensor:
         """The score of some planes, turned back."""
+        detail, noisy = judged[:, :1], judged[:, 1:]
         inside = correction[tuple(slice(0, n) for n in detail.shape)].float()
-        return self.network.score(inside, detail, self.traits)[:, 0].movedim(1, -1).cpu()
+        return self.network.score(inside, detail, noisy, self.traits)[:, 0].movedim(1, -1).cpu()
 
     def _features(self, details: deque[Tensor], window: Tensor) -> Tensor:
         """What the first convolution sees of a window's inner planes, padded to the coarsest voxel within the plane."""

@@ -13,7 +13,7 @@ from job_scans import FAST, TINY, Run, datasets, denoise, files_below, values_of
 
 MOMENTS = {
     "training": "n2s_med.training.trainer.Trainer._one_step",
-    "denoising": "n2s_med.denoise.Denoiser._network_score",
+    "denoising": "n2s_med.denoise.Denoiser._score",
     "writing": "n2s_med.atomic._flush",
     "reporting": "n2s_med.jobs.denoise.write_report",
 }
