@@ -95,15 +95,15 @@ class ScoreUNet(nn.Module):
         if traits is None:
             traits = v.new_zeros(v.shape[0], 2 * self.spatial_dims)
         detail, base = self.split(v)
-        size = v.shape[2:]
-        x = F.pad(self.features(detail, base), [p for n in reversed(size) for p in (0, -n % self.stride)])
+        missing = [p for n in reversed(v.shape[2:]) for p in (0, -n % self.stride)]
+        x = F.pad(self.features(detail, base), missing)
         skips: list[Tensor] = []
         for level in self.encoder:
             x = level(x, traits)
             skips.append(x)
         for up, level, skip in reversed(list(zip(self.up, self.decoder, skips[:-1], strict=True))):
             x = level(merged(up(x), skip))
-        correction = self.head(x)[(..., *(slice(0, n) for n in size))]
+        correction = F.pad(self.head(x), [-p for p in missing])  # a slice would tie an exported program to these sizes
         return self.score(correction, detail, self.noisy(detail), traits)
 
     @staticmethod
