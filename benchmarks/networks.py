@@ -71,7 +71,8 @@ class PlainScore(ScoreUNet):
         size = v.shape[2:]
         x = F.pad(self.features(detail, base), [p for n in reversed(size) for p in (0, -n % self.stride)])
         x = F.leaky_relu(self.stem(x) + self.shift(traits)[..., None, None, None], 0.1)
-        return self.score(self._head(self.unet(x))[(..., *(slice(0, n) for n in size))], detail, traits)
+        correction = self._head(self.unet(x))[(..., *(slice(0, n) for n in size))]
+        return self.score(correction, detail, self.noisy(detail), traits)
 
     def _head(self, x: Tensor) -> Tensor:
         return x
