@@ -6,10 +6,12 @@ process, which takes one scan at a time: with one GPU for a job, there is one wo
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from n2s_med.errors import ConfigurationError, N2SError
@@ -136,12 +138,9 @@ class Queue:
         ConfigurationError
             dask-jobqueue is not installed, or does not take an option.
         """
+        library = _dask_jobqueue()
         try:
-            import dask_jobqueue
-        except ImportError as error:
-            raise _not_installed() from error
-        try:
-            return getattr(dask_jobqueue, SYSTEMS[self.system])(
+            return getattr(library, SYSTEMS[self.system])(
                 cores=self.cores,
                 memory=self.memory,
                 processes=1,
@@ -152,6 +151,17 @@ class Queue:
             raise ConfigurationError(
                 f"dask-jobqueue does not take it ({_first_line(error)})", remedy="correct its options", path=self.path
             ) from error
+
+
+def _dask_jobqueue() -> ModuleType:
+    """The library; its import would make Ctrl-C end the batch with code 0, so what it was is put back."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise _not_installed() from error
+    signal.signal(signal.SIGINT, ctrl_c)
+    return dask_jobqueue
 
 
 def _give_up(cluster: JobQueueCluster) -> None:

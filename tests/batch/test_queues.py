@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from test_workers import job
 from n2s_med.batch.queues import Queue
 from n2s_med.errors import ConfigurationError, N2SError
 
-pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+if find_spec("dask_jobqueue") is None:  # its import would take Ctrl-C from all tests of this process
+    pytest.skip("dask-jobqueue is not installed", allow_module_level=True)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SUBMIT = """#!/bin/sh
@@ -101,6 +104,18 @@ def test_files_that_are_not_right(tmp_path: Path, changes: dict[str, object], wo
     images(tmp_path / "in")
     with pytest.raises(ConfigurationError, match=words):
         job(Identity, tmp_path, scheduler=described(tmp_path / "queue.yaml", **changes)).run(lambda _: None)
+
+
+def test_ctrl_c_stays_what_it_was() -> None:
+    """In a process of its own, which has not imported dask-jobqueue before."""
+    check = f"""
+import pathlib, signal
+from n2s_med.batch.queues import Queue
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Queue.read(pathlib.Path({str(CONFIGS / "slurm.yaml")!r})).started().close()
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=300)
 
 
 def test_a_file_that_is_not_there_and_a_library_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
