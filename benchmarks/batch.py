@@ -1,10 +1,12 @@
-"""Denoise a tree of 200 series by ``n2s-med batch``: in peace by one worker and by two, and while processes are killed.
+"""Denoise a tree of 200 series by ``n2s-med batch``: how much faster two workers are than one, and what kills leave.
 
-    N2S_DATA=/path/to/data python benchmarks/batch.py [--scans 200] [--kills 10] [--out docs/batch.md]
+    N2S_DATA=/path/to/data python benchmarks/batch.py speed [--scans 42] [--turns 3]
+    N2S_DATA=/path/to/data python benchmarks/batch.py kills [--scans 200] [--kills 10]
 
-The series are pieces cut out of real ones, each with UIDs of its own. The same command is run three times: by one
-worker (on a quarter of the series), by two, and by two of which one, or the whole batch, is struck by ``kill -9`` at
-random moments; a batch that was killed is started again. The table goes between the markers of the page.
+The series are pieces cut out of real ones, each with UIDs of its own. ``speed`` runs the command by one worker and by
+two, in turns, and wants two idle cores. ``kills`` runs it by two workers in peace, and then so that a worker, or the
+whole batch, is struck by ``kill -9`` at random moments; a batch that was killed is started again. Processor time is no
+part of that, so other work on the machine does no harm. Each table goes between its markers of ``--out``.
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from records import grid, write_between_markers
 
 from n2s_med.batch import State, known
 from n2s_med.volumes.quiet import quiet
 
-BEGIN, END = "<!-- batch -->", "<!-- /batch -->"
 SAMPLES = (
     "pet/dicom_ge_discoveryst_sts001",
     "ibsi_sts002_cropped/dicom/PET",
@@ -162,6 +164,8 @@ class Run:
         How often the command was started.
     killed
         Workers, and whole batches.
+    done
+        Scans that the manifest says are done in the end.
     """
 
     wall_s: float = 0.0
@@ -169,6 +173,7 @@ class Run:
     memory: list[tuple[int, float]] = field(default_factory=list)
     batches: int = 0
     killed: dict[str, int] = field(default_factory=lambda: {"worker": 0, "batch": 0})
+    done: int = 0
 
 
 def finished(out: Path) -> int:
@@ -188,35 +193,38 @@ def start(tree: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
 def undisturbed(tree: Path, out: Path, workers: int) -> Run:
     """Run the command in peace."""
     seen, process = Run(batches=1), start(tree, out, workers)
-    begun, before, spent = 0.0, 0, dict[int, float]()
+    begun, first, last, spent = 0.0, 0, 0, dict[int, float]()
     while process.poll() is None:
         time.sleep(LOOK_S)
-        done, pids = finished(out), children(process.pid)
-        now = time.monotonic()
-        if done and not begun:
-            begun, before, spent = now, done, {pid: cpu_s(pid) for pid in pids}
-        if done and pids:
-            seen.memory.append((done, statistics.mean(map(resident_bytes, pids))))
-            seen.wall_s = (now - begun) / max(1, done - before)
-            seen.cpu_s = sum(cpu_s(pid) - spent.get(pid, 0.0) for pid in pids) / max(1, done - before)
+        done, pids, now = finished(out), children(process.pid), time.monotonic()
+        if not done or not pids:
+            continue
+        if not begun:
+            begun, first, spent = now, done, {pid: cpu_s(pid) for pid in pids}
+        seen.memory.append((done, statistics.mean(map(resident_bytes, pids))))
+        if done > max(last, first):
+            seen.wall_s = (now - begun) / (done - first)
+            seen.cpu_s = sum(cpu_s(pid) - spent.get(pid, 0.0) for pid in pids) / (done - first)
+        last = done
     _expect_end(process, out)
+    seen.done = _done(out)
     return seen
 
 
 def killed(tree: Path, out: Path, workers: int, scans: int, kills: int, seed: int) -> Run:
     """Run the command, strike a worker and the batch ``kills`` times each, and start it again when it was killed."""
     drawn, seen = random.Random(seed), Run()
-    moments = sorted((drawn.randrange(1, scans - workers), kind) for kind in seen.killed for _ in range(kills))
+    moments = sorted((drawn.randrange(1, scans - 4 * workers), kind) for kind in seen.killed for _ in range(kills))
     process, deadline = start(tree, out, workers), time.monotonic() + RUNS_AT_MOST_S
     seen.batches = 1
     while moments:
         moment, kind = moments[0]
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"the batch ended with {process.poll()} before it was killed: see {out}.log")
-        if sum(record.state is State.DONE for record in known(out).values()) < moment:
+        if _done(out) < moment:
             time.sleep(LOOK_S / 5)
             continue
-        time.sleep(drawn.uniform(0, 4))
+        time.sleep(drawn.uniform(0, 3))
         victims = children(process.pid) if kind == "worker" else [process.pid]
         if not victims or process.poll() is not None:
             continue
@@ -232,7 +240,12 @@ def killed(tree: Path, out: Path, workers: int, scans: int, kills: int, seed: in
         process = start(tree, out, workers)
         seen.batches += 1
     _expect_end(process, out)
+    seen.done = _done(out)
     return seen
+
+
+def _done(out: Path) -> int:
+    return sum(record.state is State.DONE for record in known(out).values())
 
 
 def _expect_end(process: subprocess.Popen[bytes], out: Path) -> None:
@@ -276,66 +289,103 @@ def quarters(run: Run, scans: int) -> Iterator[float]:
         yield statistics.median(seen)
 
 
-def table(
-    scans: Mapping[int, int], runs: Mapping[int, Run], struck: Run, differing: Mapping[str, int], left: int
-) -> list[str]:
-    """The lines of the page between its markers."""
-    one, two = runs[1], runs[2]
-    memory = {n: list(quarters(run, scans[n])) for n, run in runs.items()}
-    flat = {n: ", ".join(f"{q / sizes[0]:.2f}" for q in sizes[1:]) for n, sizes in memory.items()}
-    return [
-        f"{scans[2]} series ({scans[1]} for one worker) of {SHAPE[0]} slices of {SHAPE[1]}x{SHAPE[2]}, cut out of"
-        f" {len(SAMPLES)} real ones, on two cores that other work shared.",
-        "",
-        "| undisturbed | one worker | two workers |",
-        "|---|---|---|",
-        f"| throughput, to that of one worker | 1 | {one.wall_s / two.wall_s:.2f} |",
-        f"| cores that the workers were given | {one.cpu_s / one.wall_s:.2f} | {two.cpu_s / two.wall_s:.2f} |",
-        f"| processor time a series, to that of one worker | 1 | {two.cpu_s / one.cpu_s:.2f} |",
-        f"| memory of a worker in the 2nd, 3rd and last quarter of the series, to the first | {flat[1]} | {flat[2]} |",
-        f"| results that differ from those of one worker | | {differing['two']} |",
-        "",
-        "| `kill -9` at random moments | |",
-        "|---|---|",
-        f"| workers killed | {struck.killed['worker']} |",
-        f"| whole batches killed, and run again | {struck.killed['batch']} |",
-        f"| series done in the end | {scans[2]} of {scans[2]} |",
-        f"| results that differ from the undisturbed run's by a byte | {differing['struck']} |",
-        f"| temporary files left | {left} |",
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def _what(scans: int) -> str:
+    return (
+        f"{scans} series of {SHAPE[0]} slices of {SHAPE[1]}x{SHAPE[2]}, cut out of {len(SAMPLES)} real ones,"
+        " each worker with one thread"
+    )
+
+
+def speed_table(scans: int, runs: Mapping[int, Sequence[Run]], differing: int) -> str:
+    """Throughput of two workers against that of one, each turn against the one beside it."""
+    pairs = list(zip(runs[1], runs[2], strict=True))
+
+    def median(figure: Callable[[Run, Run], float]) -> str:
+        return f"{statistics.median(figure(one, two) for one, two in pairs):.2f}"
+
+    rows = [
+        ("throughput, to that of one worker", "1", median(lambda one, two: one.wall_s / two.wall_s)),
+        (
+            "cores that the workers were given",
+            median(lambda one, _: one.cpu_s / one.wall_s),
+            median(lambda _, two: two.cpu_s / two.wall_s),
+        ),
+        ("processor time a series, to that of one worker", "1", median(lambda one, two: two.cpu_s / one.cpu_s)),
+        ("files that differ from those of one worker", "", f"{differing}"),
     ]
+    head = (
+        f"{_what(scans)}; median of {len(pairs)} turns. A series here takes {_median_s(runs[1])} s of processor time."
+    )
+    return f"{head}\n\n{grid(('undisturbed', 'one worker', 'two workers'), rows)}"
+
+
+def kills_table(scans: int, peace: Run, struck: Run, differing: int, left: int) -> str:
+    """Memory over an undisturbed run, and what one that was struck left."""
+    sizes = list(quarters(peace, scans))
+    rows = [
+        (
+            "memory of a worker in the 2nd, 3rd and last quarter of an undisturbed run, to the first",
+            ", ".join(f"{size / sizes[0]:.2f}" for size in sizes[1:]),
+        ),
+        ("workers killed at random moments", f"{struck.killed['worker']}"),
+        ("whole batches killed, and run again", f"{struck.killed['batch']}"),
+        ("series done in the end", f"{struck.done} of {scans}"),
+        ("files, and lines of the manifest, that differ from the undisturbed run's by a byte", f"{differing}"),
+        ("temporary files left", f"{left}"),
+    ]
+    return f"{_what(scans)}, two workers.\n\n{grid(('memory, and `kill -9`', ''), rows)}"
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def measure_speed(data: Path, work: Path, scans: int, turns: int) -> str:
+    """Run by one worker and by two in turns; return the table."""
+    make_tree(data, work / "tree", scans)
+    runs: dict[int, list[Run]] = {1: [], 2: []}
+    for turn in range(turns):
+        for workers in (1, 2):
+            run = undisturbed(work / "tree", work / f"by{workers}-{turn}", workers)
+            print(f"{workers}: {run.wall_s:.2f} s, {run.cpu_s:.2f} s of processor time a series", flush=True)
+            runs[workers].append(run)
+    outputs = [content(path) for path in sorted(work.glob("by*")) if path.is_dir()]
+    return speed_table(scans, runs, sum(differences(outputs[0], other) for other in outputs[1:]))
+
+
+def measure_kills(data: Path, work: Path, scans: int, kills: int, seed: int) -> str:
+    """Run in peace and struck; return the table."""
+    make_tree(data, work / "tree", scans)
+    peace = undisturbed(work / "tree", work / "peace", 2)
+    print(f"in peace: {peace.wall_s:.2f} s, {peace.cpu_s:.2f} s of processor time a series", flush=True)
+    struck = killed(work / "tree", work / "struck", 2, scans, kills, seed)
+    print(f"killed {struck.killed}, {struck.batches} batches", flush=True)
+    differing = differences(content(work / "peace"), content(work / "struck"))
+    return kills_table(scans, peace, struck, differing, left_over(work / "struck"))
 
 
 def main() -> None:
-    """Make the tree, run and write the table."""
+    """Make the tree, run and write a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scans", type=int, default=200)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("what", choices=("speed", "kills"))
+    parser.add_argument("--scans", type=int, help="42 for speed, 200 for kills")
+    parser.add_argument("--turns", type=int, default=3, help="of speed")
+    parser.add_argument("--kills", type=int, default=10, help="of workers, and as many of batches")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--out", type=Path, default=Path("docs/batch.md"))
     arguments = parser.parse_args()
     if not os.environ.get("N2S_DATA"):
         sys.exit("N2S_DATA names no folder of real scans")
+    data = Path(os.environ["N2S_DATA"])
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        data, scans = Path(os.environ["N2S_DATA"]), {1: max(1, arguments.scans // 4), 2: arguments.scans}
-        runs = {}
-        for workers in (2, 1):
-            make_tree(data, work / f"tree{workers}", scans[workers])
-            runs[workers] = undisturbed(work / f"tree{workers}", work / f"by{workers}", workers)
-            print(f"{workers}: {runs[workers].wall_s:.2f} s, {runs[workers].cpu_s:.2f} s CPU a series", flush=True)
-        struck = killed(work / "tree2", work / "struck", 2, scans[2], arguments.kills, arguments.seed)
-        print(f"killed {struck.killed}, {struck.batches} batches", flush=True)
-        by_two = content(work / "by2")
-        few, all_ = content(work / "by1"), content(work / "struck")
-        differing = {
-            "two": differences(few, {key: by_two.get(key, "") for key in few}),
-            "struck": differences(by_two, all_),
-        }
-        lines = table(scans, runs, struck, differing, left_over(work / "struck"))
-    before, rest = arguments.out.read_text(encoding="utf-8").split(BEGIN)
-    page = [before + BEGIN, *lines, END + rest.split(END)[1]]
-    arguments.out.write_text("\n".join(page), encoding="utf-8")
-    print("\n".join(lines))
+        if arguments.what == "speed":
+            table = measure_speed(data, Path(folder), arguments.scans or 42, arguments.turns)
+        else:
+            table = measure_kills(data, Path(folder), arguments.scans or 200, arguments.kills, arguments.seed)
+    write_between_markers(arguments.out, table, f"batch-{arguments.what}")
+    print(table)
 
 
 if __name__ == "__main__":
