@@ -242,11 +242,13 @@ def _config(arguments: argparse.Namespace, base: TrainingConfig | None = None) -
         except ConfigurationError as error:
             raise error.at(arguments.config) from None
     for pair in arguments.set:
-        key, _, value = pair.partition("=")
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set {pair!r} is not KEY=VALUE", remedy="e.g. --set patch=32")
         try:
             values[key] = json.loads(value)
-        except ValueError as error:
-            raise ConfigurationError(f"--set {pair!r} is not KEY=VALUE", remedy="e.g. --set patch=32") from error
+        except ValueError:  # a word
+            values[key] = value
     for key in ("steps", "seconds", "seed"):
         if getattr(arguments, key) is not None:
             values[key] = getattr(arguments, key)

@@ -200,6 +200,7 @@ def test_defaults(jobs: list[Any]) -> None:
         (["--model", "m", "--adapt", "5"], replace(ADAPTATION, seconds=5.0)),
         (["--from-scratch"], TrainingConfig()),
         (["--from-scratch", "--set", "channels=[4,8]"], TrainingConfig(channels=(4, 8))),
+        (["--from-scratch", "--set", "objective=dsm"], TrainingConfig(objective="dsm")),
     ],
     ids=str,
 )

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from n2s_med.errors import ConfigurationError, N2SError
@@ -153,7 +152,7 @@ class Queue:
             ) from error
 
 
-def _dask_jobqueue() -> ModuleType:
+def _dask_jobqueue() -> Any:
     """The library; its import would make Ctrl-C end the batch with code 0, so what it was is put back."""
     ctrl_c = signal.getsignal(signal.SIGINT)
     try:

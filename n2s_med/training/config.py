@@ -109,6 +109,8 @@ def _converted(key: str, value: Any, default: Any) -> Any:
     try:
         if isinstance(default, tuple):
             return tuple(int(v) for v in (value.split(",") if isinstance(value, str) else value))
+        if isinstance(default, bool):
+            value = {"true": True, "false": False}.get(value, value)
         if isinstance(value, bool) != isinstance(default, bool):
             raise ValueError
         if isinstance(default, int) and int(value) != float(value):

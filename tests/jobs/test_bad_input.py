@@ -227,8 +227,8 @@ def test_a_damaged_model(run: Run, scan: Path, tmp_path: Path, model: Path, dama
     [
         (("--set", "chanels=[4]"), ("'chanels'", "'channels'")),
         (("--set", "patch"), ("KEY=VALUE",)),
-        (("--set", "patch=twelve"), ("KEY=VALUE",)),
-        (("--set", 'patch="twelve"'), ("patch", "twelve")),
+        (("--set", "patch=twelve"), ("patch", "twelve")),
+        (("--set", "antithetic=maybe"), ("antithetic", "maybe")),
         (("--set", "channels=4"), ("channels",)),
         (("--set", "patch=0"), ("patch", "above zero")),
         (("--seed", "-1"), ("seed", "zero")),

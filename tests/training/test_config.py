@@ -22,7 +22,8 @@ def test_defaults_are_allowed_and_documented() -> None:
 def test_values_take_the_type_of_the_key() -> None:
     config = TrainingConfig.from_mapping({"steps": 1e3, "seconds": 60, "channels": [8, 16], "seed": "7"})
     assert config == TrainingConfig(steps=1000, seconds=60.0, channels=(8, 16), seed=7)
-    assert TrainingConfig.from_mapping({"channels": "8,16"}).channels == (8, 16)  # as the command line gives it
+    as_words = {"channels": "8,16", "antithetic": "true"}  # as the command line gives them
+    assert TrainingConfig.from_mapping(as_words) == TrainingConfig(channels=(8, 16), antithetic=True)
     assert type(config.steps) is int
     assert type(config.seconds) is float
 
