@@ -316,10 +316,10 @@ def speed_table(scans: int, runs: Mapping[int, Sequence[Run]], differing: int) -
         ("processor time a series, to that of one worker", "1", median(lambda one, two: two.cpu_s / one.cpu_s)),
         ("files that differ from those of one worker", "", f"{differing}"),
     ]
-    head = (
-        f"{_what(scans)}; median of {len(pairs)} turns. A series here takes {_median_s(runs[1])} s of processor time."
+    a_series = f"A series takes {statistics.median(run.cpu_s for run in runs[1]):.1f} s of processor time."
+    return f"{_what(scans)}; median of {len(pairs)} turns. {a_series}\n\n" + grid(
+        ("undisturbed", "one worker", "two workers"), rows
     )
-    return f"{head}\n\n{grid(('undisturbed', 'one worker', 'two workers'), rows)}"
 
 
 def kills_table(scans: int, peace: Run, struck: Run, differing: int, left: int) -> str:
