@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from n2s_med.errors import InputError, N2SError, OutputError
-from n2s_med.tracking import open_tracker
+from n2s_med.tracking import environment, open_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,10 @@ def test_parameters_and_metrics_arrive(store):
     run = run_of(store, tracker)
     assert run.info.run_name == "pet"
     assert run.data.params == {"law": "poisson", "gain": "0.5", "inputs_sha256": "9f"}
-    assert run.data.metrics == {"loss": 0.5, "sure": 2.0}
+    assert {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")} == {
+        "loss": 0.5,
+        "sure": 2.0,
+    }
     history = client(store).get_metric_history(tracker.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
 
@@ -140,6 +143,54 @@ def test_the_environment_is_told_without_the_user(store):
     assert run.data.tags["mlflow.source.name"] == "n2s-med"
 
 
+LOAD = {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
+
+
+def monitors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
+def test_the_machines_load_is_recorded_even_of_a_short_run_and_no_thread_stays(store):
+    with opened(store) as tracker:
+        assert len(monitors()) == 1
+        end = time.process_time() + 0.3
+        while time.process_time() < end:  # some work
+            pass
+    assert not monitors()
+    run = run_of(store, tracker)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() >= LOAD
+    assert 0 < run.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert 0 < run.data.metrics["system/system_memory_usage_percentage"] < 100
+    assert len(client(store).get_metric_history(tracker.run_id, next(iter(LOAD)))) == 1
+
+
+def test_load_is_recorded_at_intervals_and_goes_on_with_the_run(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    first = opened(store)
+    with pytest.raises(ValueError, match="stop"):
+        stop(first, ValueError("stop"), before=lambda: wait_for_load(store, first, samples=3))
+    assert not monitors()
+    assert run_of(store, first).info.status == "FAILED"
+    before = load_steps(store, first)
+    with opened(store, run_id=first.run_id):
+        pass
+    steps = load_steps(store, first)
+    assert steps == list(range(len(steps)))
+    assert len(steps) > len(before) >= 3
+
+
+def load_steps(store: Path, tracker) -> list[int]:
+    return [m.step for m in client(store).get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")]
+
+
+def wait_for_load(store: Path, tracker, *, samples: int) -> None:
+    end = time.monotonic() + 60
+    while len(load_steps(store, tracker)) < samples:
+        assert time.monotonic() < end, "no load was recorded"
+        time.sleep(0.1)
+
+
 def git(folder: Path, *arguments: str) -> str:
     who = ("-c", "user.name=x", "-c", "user.email=x")
     done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True)
@@ -147,24 +198,22 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_the_commit_is_told_only_from_the_codes_own_repository(tmp_path, monkeypatch):
-    from n2s_med import tracking
-
-    module = tmp_path / "tracking.py"
+    module = tmp_path / "module.py"
     module.write_text("one")
-    monkeypatch.setattr(tracking, "__file__", str(module))
-    assert tracking._commit() is None
+    monkeypatch.setattr(environment, "PACKAGE", module)
+    assert environment.commit() is None
     git(tmp_path, "init", "-q")
     (tmp_path / "other").write_text("")
     git(tmp_path, "add", "other")
     git(tmp_path, "commit", "-qm", "another project around the installed package")
-    assert tracking._commit() is None
-    git(tmp_path, "add", "tracking.py")
+    assert environment.commit() is None
+    git(tmp_path, "add", "module.py")
     git(tmp_path, "commit", "-qm", "ours")
     head = git(tmp_path, "rev-parse", "HEAD")
-    assert tracking._commit() == head
-    assert tracking._source_tags()["mlflow.source.git.commit"] == head
+    assert environment.commit() == head
+    assert environment.source_tags()["mlflow.source.git.commit"] == head
     module.write_text("two")
-    assert tracking._commit() == f"{head}-dirty"
+    assert environment.commit() == f"{head}-dirty"
 
 
 def test_pictures_and_files_arrive(store, tmp_path):
@@ -336,7 +385,7 @@ def test_a_run_that_cannot_be_ended_does_not_hide_why_it_stopped(store, monkeypa
 
 
 def test_an_environment_that_cannot_be_logged_leaves_nothing_running(store, monkeypatch):
-    monkeypatch.setattr("n2s_med.tracking._installed", lambda: 1 / 0)
+    monkeypatch.setattr("n2s_med.tracking.environment.installed", lambda: 1 / 0)
     tracker = opened(store)
     with pytest.raises(ZeroDivisionError), tracker:
         pytest.fail("entered")
@@ -356,9 +405,7 @@ def test_off_does_nothing(tmp_path, monkeypatch):
 
 
 def test_packages_that_are_absent_are_left_out():
-    from n2s_med import tracking
-
-    assert tracking._pins("torch", "no-such-package") == [f"torch=={torch.__version__}"]
+    assert environment.pins("torch", "no-such-package") == [f"torch=={torch.__version__}"]
 
 
 OFF = """

@@ -98,6 +98,7 @@ def test_a_training_arrives_at_a_server_without_the_patient(server, tmp_path, mo
     assert steps == [0, 1, 2]
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 2
     assert found.data.metrics["train_time_s"] > 0
+    assert found.data.metrics["system/system_memory_usage_megabytes"] > 0
     assert [entry.path for entry in client.list_artifacts(found.info.run_id, "pictures")] == [
         "pictures/held_out_block.png"
     ]
