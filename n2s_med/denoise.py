@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from n2s_med.compute import Compute
-from n2s_med.errors import InputError
+from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
@@ -43,6 +43,9 @@ Read = Callable[[Region], Tensor]
 SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
+
+CHECKED = 4_000_000
+"""Voxels checked at once."""
 
 QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
 """Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
@@ -169,7 +172,6 @@ class Denoiser:
         admitted = self.noise.admits(y_flat)
         u = UnitData(y_flat, admitted if valid is None else valid.reshape(shape) & admitted, self.noise)
         figures, curve = self._measure(u)
-        x_hat = y_flat.clone()
         done, total = 0, y_flat.shape[-1] * (len(self.flips) + 2 * self.options.sd_probes)
 
         def tell(planes: int) -> None:
@@ -346,13 +348,27 @@ class UnitData:
 
     def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
         self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
-        inside = y[valid]
-        if inside.numel() == 0:
+        voxels = int(valid.sum())
+        if not voxels:
             raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
-        if bool((inside == inside[0]).all()):
+        some, lowest, highest = [], math.inf, -math.inf
+        for region in slabs(y.shape, max(1, CHECKED // math.prod(y.shape[:-1]))):
+            inside = y[region][valid[region]]
+            if inside.numel():
+                self._check(inside)
+                lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
+                some.append(inside[:: 1 + voxels // 100_000])
+        if lowest == highest:
             raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
-        noise.law.check(inside)
-        self.low = inside[:: 1 + inside.numel() // 100_000].quantile(0.01)
+        self.low = torch.cat(some).quantile(0.01)
+
+    def _check(self, inside: Tensor) -> None:
+        """Refuse some of the values, with what is to be said of all."""
+        try:
+            self.noise.law.check(inside)
+        except NoiseLawError:
+            self.noise.law.check(self.y[self.valid])
+            raise
 
     def noise_at(self, region: Region) -> ScanNoise:
         """The noise of a region."""
