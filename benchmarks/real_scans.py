@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from records import write_between_markers
 
 SCANS = {
     "GE PET, 267 slopes": ("pet/dicom_ge_discoveryst_sts001", []),
@@ -33,7 +34,7 @@ SCANS = {
 }
 TABLE = Path("docs/real_scans.md")
 HEAD = (
-    "| scan | voxels | noise found | checks passed | error left | mean | maximum | train, s | denoise, s"
+    "| scan | voxels | noise found | checks failed | error left | mean | maximum | train, s | denoise, s"
     " | memory, MiB | same grid | dciodvfy |"
 )
 
@@ -41,7 +42,7 @@ HEAD = (
 def main() -> None:
     """Run all scans and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=60.0, help="training budget of each scan")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time budget of each scan's adaptation")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=TABLE)
     arguments = parser.parse_args()
@@ -54,18 +55,13 @@ def main() -> None:
             rows.append(_row(name, Path(data) / path, Path(work), arguments, options))
             print(rows[-1], flush=True)
     command = f"python benchmarks/real_scans.py --seconds {arguments.seconds:g} --threads {arguments.threads}"
-    text = [
-        "# Real scans, each denoised from itself alone",
-        "",
-        f"Written by `{command}`. Error left: estimated without a clean image, in units of the noise variance.",
-        "Mean and maximum: shift in per cent. dciodvfy: errors in the derived files that their sources lack.",
-        "",
-        HEAD,
-        "|" + "---|" * HEAD.count(" | ") + "---|",
-        *rows,
-        "",
-    ]
-    arguments.out.write_text("\n".join(text), encoding="utf-8")
+    told = f"""Written by `{command}`: the base weights, adapted to each scan. Error left:
+estimated without a clean image, in units of the noise variance. Mean and maximum: shift in per cent. dciodvfy:
+errors in the derived files that their sources lack.
+"""
+    write_between_markers(
+        arguments.out, "\n".join((told, HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *rows)), "scans"
+    )
 
 
 def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, options: list[str]) -> str:
@@ -87,7 +83,7 @@ def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, opt
         name,
         f"{resources['voxels']:,}",
         f"{figures['noise']['law']} ({noise}; neighbours {lags})",
-        f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)}",
+        ", ".join(v["name"] for v in verdicts if not v["passed"]) or "none",
         f"{figures['clean-free figures']['error_after_in_noise_variances']:.3f}",
         f"{quantities.get('mean_shift_percent', 0):+.2f} %",
         f"{quantities.get('maximum_shift_percent', 0):+.2f} %",
