@@ -23,12 +23,14 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
 from torch import Tensor
 
 from n2s_med.atomic import whole
 from n2s_med.bundle.network import PACKAGED, settings_of
 from n2s_med.bundle.transforms import NOISE, EstimateNoised, LoadScand
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
+from n2s_med.jobs.noise import NoiseChoice
 from n2s_med.noise import NoiseModel, law_named
 from n2s_med.phantoms import brain_phantom, ct_phantom, pet_phantom, textured_volume
 from n2s_med.phantoms.scene import Dice
@@ -114,9 +116,10 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
     base = PACKAGED / f"base-{settings['spatial_dims']}d" / "model.pt"
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
-        usable, laws = _usable(recipe, data, settings["modality"], work / "generated")
+        measure = _Once("image", settings["modality"])
+        usable, laws = _usable(recipe, data, measure, work / "generated")
         began = time.perf_counter()
-        trained = _train(bundle, usable, base, recipe.training, work)
+        trained = _train(bundle, usable, base, {**recipe.training, "estimate": measure}, work)
         card = {
             **trained,
             "laws": dict(laws.most_common()),
@@ -145,12 +148,26 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
 # -- scans -------------------------------------------------------------------------------------------------
 
 
-def _usable(recipe: Recipe, data: Path, modality: str, generated: Path) -> tuple[list[Path], Counter[str]]:
+class _Once(EstimateNoised):
+    """Measures the noise of a scan once, however often the scan is read."""
+
+    def __init__(self, keys: str, modality: str) -> None:
+        super().__init__(keys, modality)
+        self.known = dict[tuple[str, ...], tuple[NoiseChoice, ...]]()
+
+    def _choices(self, volume: MetaTensor) -> tuple[NoiseChoice, ...]:
+        files = tuple(volume.meta["source"])
+        if files not in self.known:
+            self.known[files] = super()._choices(volume)
+        return self.known[files]
+
+
+def _usable(recipe: Recipe, data: Path, measure: _Once, generated: Path) -> tuple[list[Path], Counter[str]]:
     """Scans whose noise can be told, and how many have which law; why others are left out goes to the log."""
     found = [path for pattern in recipe.scans for path in sorted(data.glob(pattern))]
     if recipe.scans and not found:
         raise InputError("the recipe finds no scans here", remedy="let N2S_DATA name the folder of the data", path=data)
-    measure, usable, laws = EstimateNoised("image", modality), list[Path](), Counter[str]()
+    usable, laws = list[Path](), Counter[str]()
     for path in [*found, *_generated(generated, recipe.generated)]:
         try:
             noise = measure(LoadScand("image")({"image": path}))["image"].meta[NOISE][0].noise

@@ -13,6 +13,7 @@ from bundle_runs import BUNDLES, TINY, network_of, small_bundle, write_scan
 from n2s_med.bundle import adapt as module
 from n2s_med.bundle.__main__ import main
 from n2s_med.bundle.adapt import Recipe
+from n2s_med.bundle.transforms import EstimateNoised
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.noise import law_named
 from n2s_med.score import ScoreModel
@@ -40,7 +41,12 @@ def recipe_file(folder: Path, name: str, **keys: object) -> Path:
     return file
 
 
-def test_weights_and_card_are_made_from_the_scans(base, capsys):
+def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
+    measured = list[str]()
+    measure = EstimateNoised._choices
+    monkeypatch.setattr(
+        EstimateNoised, "_choices", lambda self, y: measured.append(y.meta["source"][0]) or measure(self, y)
+    )
     bundle = small_bundle("ct_gaussian", base / "ct_gaussian")
     (base / "data").mkdir()
     for seed in range(3):
@@ -59,6 +65,7 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys):
     card = json.loads(written[1].read_text(encoding="utf-8"))
     assert (card["scans"], card["scans_kept_out"], len(card["scans_sha256"])) == (2, 1, 3)
     assert sum(card["laws"].values()) == 3
+    assert len([file for file in measured if Path(file).parent.name == "data"]) == 3  # once each
     assert card["clean_free"] <= card["clean_free_base"]
     assert card["reference"]["noisy"] == pytest.approx(10, rel=0.05)
     page = written[2].read_text(encoding="utf-8")
@@ -101,4 +108,4 @@ def test_what_ships_is_what_its_card_says(name):
     if told:
         state = torch.load(weights, weights_only=True)
         assert module._hash_of(state) == told[1] == json.loads(card.read_text(encoding="utf-8"))["sha256"]
-        assert weights.stat().st_size < 4_000_000
+        assert weights.stat().st_size < 7_000_000
