@@ -181,6 +181,7 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
     here, diagonal, two = (law.autocorrelation(lag) for lag in ((1, 0, 0), (1, 1, 0), (2, 0, 0)))
     kernel = f"a Gaussian of SD {CORRELATION_SD} voxel"
     channels = "/".join(str(c) for c in config.channels)
+    twice = "by ours and MC-SURE" if config.antithetic else "by MC-SURE"
     paragraphs = (
         f"""Clean volumes are mapped to [0.02, 1] and noise levels are on that scale, σ in 255ths. Cells are the
         mean ± standard deviation over the seeds, of noise and training together. The noise of the correlated
@@ -188,11 +189,10 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         {diagonal:.2f} along the diagonal of a face, {two:.2f} two voxels apart. The brain phantom is rougher than
         real scans, and so harder.""",
         f"""Every network is the same 3D UNet {channels} and averages four flips. New ones are trained on this one
-        volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once (by MC-SURE
-        twice); base weights are adapted in {settings.adaptation.steps} steps.
-        The clean volume is used for
-        scoring, by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other
-        arms are not given it. Times are CPU times. Code {code_hash()}.""",
+        volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once ({twice}
+        twice); base weights are adapted in {settings.adaptation.steps} steps. The clean volume is used for scoring,
+        by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other arms are not
+        given it. Times are CPU times. Code {code_hash()}.""",
     )
     text = "\n\n".join(textwrap.fill(" ".join(p.split()), 120) for p in paragraphs)
     return f"""\

@@ -26,6 +26,8 @@ class ScoreOptimizer:
         Peak learning rate of Muon.
     steps
         Length of the run.
+    momentum
+        Of Muon.
     warmup
         Steps of linear rise.
     clip
@@ -33,14 +35,21 @@ class ScoreOptimizer:
     """
 
     def __init__(
-        self, network: nn.Module, *, learning_rate: float, steps: int, warmup: int = 20, clip: float = 1.0
+        self,
+        network: nn.Module,
+        *,
+        learning_rate: float,
+        steps: int,
+        momentum: float = 0.9,
+        warmup: int = 20,
+        clip: float = 1.0,
     ) -> None:
         self.network, self.steps, self.warmup, self.clip = network, steps, warmup, clip
         self.weights = [p for p in network.parameters() if p.ndim > 2]
         self.matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.weights]
         small = [p for p in network.parameters() if p.ndim <= 2]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(self.matrices, lr=learning_rate, weight_decay=0.0),
+            torch.optim.Muon(self.matrices, lr=learning_rate, momentum=momentum, weight_decay=0.0),
             torch.optim.Adam(small, lr=SMALL_LEARNING_RATE, betas=(0.9, 0.99)),
         ]
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]

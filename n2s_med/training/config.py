@@ -27,14 +27,16 @@ class TrainingConfig:
     patches
         Patches per step.
     antithetic
-        Perturb each patch by +u and −u. Twice the patches with one perturbation each cost the same and score
-        better: 0.1 to 0.3 dB.
+        Perturb each patch by +u and −u: the network passes twice, and the noise of the loss's gradient cancels to
+        first order. From scratch, 600 steps on the brain phantom, it gains 0.35 dB for 1.4 times the time.
     objective
         ``"ar-dae"``, ``"dsm"`` or ``"total-unit-noise"``; see :mod:`n2s_med.score.objectives`.
     sigma_a
         Perturbation, in standard deviations of the noise.
     learning_rate
         Peak learning rate of Muon.
+    momentum
+        Of Muon.
     channels
         Feature channels per level.
     ema
@@ -53,10 +55,11 @@ class TrainingConfig:
     seconds: float = 120.0
     patch: int = 24
     patches: int = 2
-    antithetic: bool = False
+    antithetic: bool = True
     objective: str = "ar-dae"
     sigma_a: float = 0.5
     learning_rate: float = 0.02
+    momentum: float = 0.9
     channels: tuple[int, ...] = (16, 64, 128)
     ema: float = 0.0
     held_out: float = 0.02
@@ -71,7 +74,7 @@ class TrainingConfig:
         for key in ("steps", "seed"):
             if getattr(self, key) < 0:
                 raise _out_of_range(key, getattr(self, key), "a number of zero or above")
-        for key in ("ema", "held_out"):
+        for key in ("momentum", "ema", "held_out"):
             if not 0 <= getattr(self, key) < 1:
                 raise _out_of_range(key, getattr(self, key), "a number from 0 up to but without 1")
         if self.objective not in OBJECTIVES:
@@ -100,7 +103,7 @@ class TrainingConfig:
         return replace(base or cls(), **checked)
 
 
-ADAPTATION = TrainingConfig(seconds=30, objective="total-unit-noise", learning_rate=0.008, checks=6)
+ADAPTATION = TrainingConfig(seconds=30, objective="total-unit-noise", antithetic=False, learning_rate=0.008, checks=6)
 """How base weights are adapted to a scan: in the form they were trained in, gently, and not for long."""
 
 

@@ -102,7 +102,7 @@ class Trainer:
         self.resumed = self._load()
         if not self.resumed:
             self.steps = config.steps or self._steps_in_budget()
-            self.optimizer = self._new_optimizer()
+            self.optimizer = self._new_optimizer(self.network, self.steps)
 
     def run(self, progress: Progress = no_progress) -> ScoreUNet:
         """Train to the end of the budget or to an early stop; return the network with its best weights.
@@ -221,8 +221,9 @@ class Trainer:
 
     # -- budget ----------------------------------------------------------------------------------------
 
-    def _new_optimizer(self) -> ScoreOptimizer:
-        return ScoreOptimizer(self.network, learning_rate=self.config.learning_rate, steps=self.steps)
+    def _new_optimizer(self, network: ScoreUNet, steps: int) -> ScoreOptimizer:
+        config = self.config
+        return ScoreOptimizer(network, learning_rate=config.learning_rate, momentum=config.momentum, steps=steps)
 
     def _steps_in_budget(self) -> int:
         """How many steps fit ``config.seconds``, timed on a copy that is then thrown away.
@@ -230,7 +231,7 @@ class Trainer:
         All threads are tried against one, which is faster where the machine is busy: the steps are small.
         """
         trial = copy.deepcopy(self.network)
-        optimizer = ScoreOptimizer(trial, learning_rate=self.config.learning_rate, steps=1000)
+        optimizer = self._new_optimizer(trial, 1000)
         average, self.average = self.average, None
 
         def step_time() -> float:
@@ -289,7 +290,7 @@ class Trainer:
         self.best, self.average = saved["best"], saved["average"]
         self.history = History(**saved["history"])
         self.network.load_state_dict(saved["network"])
-        self.optimizer = self._new_optimizer()
+        self.optimizer = self._new_optimizer(self.network, self.steps)
         self.optimizer.load_state_dict(saved["optimizer"])
         return True
 
