@@ -21,7 +21,8 @@ from n2s_med.batch.manifest import NAME, Record, State
 from n2s_med.batch.plan import Step, stat_hash
 from n2s_med.batch.task import Task
 from n2s_med.errors import InputError, OutputError
-from n2s_med.jobs.denoise import NIFTI, stem_name
+from n2s_med.jobs.denoise import stem_name
+from n2s_med.volumes import is_nifti_name
 
 VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
@@ -150,7 +151,7 @@ class BidsTree:
         for subject in subjects:
             for pattern in ("*/*", "ses-*/*/*"):
                 files = sorted((root / subject).glob(pattern))
-                yield from (file for file in files if file.name.lower().endswith(NIFTI) and file.parent.name in SCANS)
+                yield from (file for file in files if is_nifti_name(file) and file.parent.name in SCANS)
 
 
 def _why_left_out(image: Path) -> str:

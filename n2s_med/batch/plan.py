@@ -16,9 +16,9 @@ from n2s_med.atomic import check_apart
 from n2s_med.batch.manifest import Record, State
 from n2s_med.batch.task import Task, content_hash
 from n2s_med.errors import InputError
-from n2s_med.jobs.denoise import NIFTI, DenoiseJob, slug, stem_name
+from n2s_med.jobs.denoise import DenoiseJob, sd_maps, slug, stem_name
 from n2s_med.score import ScoreModel
-from n2s_med.volumes import FileGroup, Refusal, file_groups
+from n2s_med.volumes import FileGroup, Refusal, file_groups, is_nifti_name
 
 EXISTS = (
     "its place is taken by what was not made from these inputs with these options."
@@ -224,7 +224,7 @@ def _home(task: Task) -> PurePosixPath:
 
 
 def _is_image(task: Task) -> bool:
-    return task.files[0].lower().endswith(NIFTI)
+    return is_nifti_name(Path(task.files[0]))
 
 
 def _proper_place(task: Task, homes: Mapping[PurePosixPath, int], above: set[PurePosixPath]) -> str:
@@ -273,8 +273,7 @@ def _results(task: Task, out: Path) -> Iterator[Path]:
     """Where the result and its SD map lie."""
     target = out / task.output
     yield target
-    for ending in (".sd.nii.gz", ".sd.dcm"):
-        yield target.with_name(stem_name(target.name) + ending)
+    yield from sd_maps(target)
     if task.sd_map:
         yield out / task.sd_map
 

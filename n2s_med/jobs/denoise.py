@@ -36,9 +36,19 @@ from n2s_med.report import JSONValue, Report, Verdict, write_report
 from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
-from n2s_med.volumes import Deidentifier, Provenance, read, write, write_sd_map
+from n2s_med.volumes import (
+    NIFTI_SUFFIXES,
+    Deidentifier,
+    Provenance,
+    Source,
+    is_nifti_name,
+    nothing_usable,
+    refusal_of,
+    survey,
+    write,
+    write_sd_map,
+)
 
-NIFTI = (".nii.gz", ".nii")
 SD_PROBES = 8
 """Probes of the uncertainty map."""
 
@@ -134,24 +144,37 @@ class DenoiseJob:
             At the end, if some of several scans failed; why was said for each.
         """
         model = ScoreModel.load(self.model) if self.model else None
-        contents = read(self.source)
-        for refusal in contents.refusals:
+        found = survey(self.source)
+        left_out = list(found.refusals)
+        for refusal in left_out:
             say(f"left out: {refusal}")
-        targets = self._targets(contents.volumes)
-        failed = 0
-        for volume, target in zip(contents.volumes, targets, strict=True):
+        failed, several = 0, len(found.sources) > 1
+        for source, target in zip(found.sources, self._targets(found.sources), strict=True):
+            try:
+                volume = source.load()
+            except InputError as error:
+                if not (several or left_out):
+                    raise
+                left_out.append(refusal_of(source, error))
+                say(f"left out: {left_out[-1]}")
+                continue
             try:
                 result = self.one(volume, target, model, say)
             except N2SError as error:
-                if len(targets) == 1:
+                if not several:
                     raise
                 say(f"error: {error}")
                 failed += 1
             else:
                 yield result
+            finally:
+                del volume  # before the next one is read
+        tried = len(found.sources) + len(found.refusals) - len(left_out)
+        if not tried:
+            raise nothing_usable(self.source, left_out)
         if failed:
-            kind = PartialError if failed < len(targets) else N2SError
-            raise kind(f"{failed} of {len(targets)} scans failed", path=self.source)
+            kind = PartialError if failed < tried else N2SError
+            raise kind(f"{failed} of {tried} scans failed", path=self.source)
 
     def one(self, volume: MetaTensor, target: Path, model: ScoreModel | None, say: Say) -> Result:
         """Denoise one scan into ``target``; errors name its file, or the model's."""
@@ -165,19 +188,18 @@ class DenoiseJob:
         except (InputError, NoiseLawError) as error:
             raise error.at(place_of(volume)) from error.__cause__
 
-    def _targets(self, volumes: Sequence[MetaTensor]) -> list[Path]:
+    def _targets(self, sources: Sequence[Source]) -> list[Path]:
         """Where each scan goes; refused at once if something is there or the name does not fit the format."""
-        targets = [self.output] if len(volumes) == 1 else [self.output / name for name in _names(volumes)]
-        for volume, target in zip(volumes, targets, strict=True):
-            if volume.meta["format"] == "nifti" and not target.name.lower().endswith(NIFTI):
+        targets = [self.output] if len(sources) == 1 else [self.output / name for name in _names(sources)]
+        for source, target in zip(sources, targets, strict=True):
+            if source.format == "nifti" and not is_nifti_name(target):
                 raise OutputError(
                     "the input is NIfTI, the output is no NIfTI name", remedy="end it in .nii.gz", path=target
                 )
             check_free(target, overwrite=True)  # the name is usable at all
             check_apart(self.source, target)
-            check_free(target, overwrite=self.overwrite)
-            if self.options.sd_probes:
-                check_free(_sd_map_of(volume, target), overwrite=self.overwrite)
+            for place in (target, *(sd_maps(target) if self.options.sd_probes else ())):
+                check_free(place, overwrite=self.overwrite)
         return targets
 
     def _one(
@@ -395,29 +417,35 @@ def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
     return out
 
 
-def _names(volumes: Sequence[MetaTensor]) -> list[str]:
+def _names(sources: Sequence[Source]) -> list[str]:
     """A name for each of several scans: that of a NIfTI file, numbered where it is taken; else a label."""
     names: list[str] = []
-    for index, volume in enumerate(volumes, start=1):
+    for index, source in enumerate(sources, start=1):
         numbered = f"{index:03d}_"
-        if volume.meta["format"] == "nifti":
-            name = slug(Path(volume.meta["source"][0]).name)
+        if source.format == "nifti":
+            name = slug(source.path.name)
             taken = {stem_name(other).lower() for other in names}
             names.append(numbered + name if stem_name(name).lower() in taken else name)
         else:
-            names.append(numbered + slug(volume.meta["label"]))
+            names.append(numbered + slug(source.label))
     return names
+
+
+def sd_maps(target: Path) -> tuple[Path, Path]:
+    """Where the SD map of a result may lie: as NIfTI, and as a Parametric Map."""
+    nifti, parametric = (target.with_name(stem_name(target.name) + f".sd{end}") for end in (".nii.gz", ".dcm"))
+    return nifti, parametric
 
 
 def _sd_map_of(volume: MetaTensor, target: Path) -> Path:
     """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
-    nifti = volume.meta["format"] == "nifti" or len(volume) > 1 or target.name.lower().endswith(NIFTI)
-    return target.with_name(stem_name(target.name) + (".sd.nii.gz" if nifti else ".sd.dcm"))
+    nifti, parametric = sd_maps(target)
+    return nifti if volume.meta["format"] == "nifti" or len(volume) > 1 or is_nifti_name(target) else parametric
 
 
 def stem_name(name: str) -> str:
     """Return ``name`` without the ending of a NIfTI image: what the reports beside it begin with."""
-    for suffix in NIFTI:
+    for suffix in NIFTI_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, valid_mask
 from n2s_med.volumes.deidentify import Deidentifier
 from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
+from n2s_med.volumes.nifti import NIFTI_SUFFIXES, is_nifti_name
 from n2s_med.volumes.provenance import Provenance
 from n2s_med.volumes.tree import FileGroup, file_groups
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from n2s_med.volumes.monai_io import DicomSeriesReader, DicomSeriesWriter, NiftiReader, NiftiWriter
 
 __all__ = [
+    "NIFTI_SUFFIXES",
     "Arrays",
     "Contents",
     "Deidentifier",
@@ -34,6 +36,7 @@ __all__ = [
     "Source",
     "Survey",
     "file_groups",
+    "is_nifti_name",
     "nothing_usable",
     "read",
     "refusal_of",

@@ -108,12 +108,15 @@ class Source:
         The file, or the folder of the series.
     label
         What it is, free of patient data.
+    format
+        As in the volume's ``meta``.
     arrays
         Reads its voxels, or raises :class:`~n2s_med.errors.InputError`.
     """
 
     path: Path
     label: str
+    format: str
     arrays: Callable[[], Arrays]
 
     def load(self) -> MetaTensor:

@@ -41,7 +41,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Refusal]]:
 def survey_dicom(files: Iterable[Path]) -> Survey:
     """Return the series that the DICOM ``files`` form, their pixels not read yet, and what was refused."""
     series, refusals = find_series(files)
-    return Survey(tuple(Source(s.place, s.label, partial(load_series, s)) for s in series), tuple(refusals))
+    return Survey(tuple(Source(s.place, s.label, "dicom", partial(load_series, s)) for s in series), tuple(refusals))
 
 
 def by_file(places: Iterable[Place]) -> dict[Path, list[Place]]:

@@ -169,7 +169,7 @@ def survey_files(files: Iterable[Path]) -> Survey:
 
 
 def _nifti(path: Path) -> Source:
-    return Source(path, "NIfTI", partial(read_nifti, path))
+    return Source(path, "NIfTI", "nifti", partial(read_nifti, path))
 
 
 def files_below(folder: Path, refused: Callable[[InputError], None] | None = None) -> Iterator[Path]:

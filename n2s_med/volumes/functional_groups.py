@@ -28,6 +28,17 @@ FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrame
 _SPATIAL = {Tag("InStackPositionNumber"), Tag("ImagePositionPatient"), Tag("StackID")}
 """Dimensions that positions tell already."""
 _CONVERTED = ("UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence")
+_HOMES = {
+    Tag(attribute): home
+    for home, attributes in {
+        "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+        "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+        "PlanePositionSequence": ("ImagePositionPatient",),
+    }.items()
+    for attribute in attributes
+}
+"""Macros that values and places are taken from alone, wherever else the same attribute stands."""
 _MAY_REPEAT = {"DerivationImageSequence", "ReferencedImageSequence", "MRSpatialSaturationSequence", *_CONVERTED}
 
 
@@ -87,8 +98,9 @@ def _flattened(groups: Dataset) -> dict[Any, Any]:
             continue
         if len(element.value) > 1 and element.keyword not in _MAY_REPEAT:
             raise ValueError(element.keyword)
-        item = element.value[0]
-        flat.update({tag: item.get_item(tag) for tag in item.keys()})  # noqa: SIM118
+        item, here = element.value[0], element.keyword
+        told = (tag for tag in item.keys() if here in (_HOMES.get(tag, here), *_CONVERTED))  # noqa: SIM118
+        flat.update({tag: item.get_item(tag) for tag in told})
     return flat
 
 

@@ -30,7 +30,7 @@ from n2s_med.volumes.quiet import quiet
 
 _TEXTS = ("db_name", "aux_file")
 """Text of a header that stays where the description is replaced."""
-SUFFIXES = (".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 _MM_PER_UNIT = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _ERRORS = (
@@ -41,7 +41,7 @@ _ERRORS = (
 
 def is_nifti_name(path: Path) -> bool:
     """Say whether the name of ``path`` ends like a NIfTI image's."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def read_nifti(path: Path) -> Arrays:

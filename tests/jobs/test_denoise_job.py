@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import mlflow
@@ -26,7 +27,9 @@ from job_scans import (
     train,
     values_of,
 )
+from monai.data import MetaTensor
 
+from n2s_med.jobs.denoise import DenoiseJob
 from n2s_med.noise import Gamma, Gaussian, Poisson, Tweedie
 from n2s_med.score import base_model
 from n2s_med.volumes import read
@@ -216,6 +219,24 @@ def test_a_folder_of_scans_gives_a_folder(run: Run, pet: Path, tmp_path: Path) -
     assert done.out.count("  output  ") == 4
     seen = {values_of(tmp_path / "out" / name).tobytes() for name in images}
     assert len(seen) == 3
+
+
+def test_memory_holds_one_scan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        nifti(tmp_path / f"{index}.nii.gz")
+    (tmp_path / "1.nii.gz").write_bytes(b"no image")
+    volumes: list[weakref.ref[MetaTensor]] = []
+    alive: list[int] = []
+
+    def one(job: DenoiseJob, volume: MetaTensor, *rest: object) -> None:  # noqa: ARG001
+        volumes.append(weakref.ref(volume))
+        alive.append(sum(other() is not None for other in volumes))
+
+    monkeypatch.setattr(DenoiseJob, "one", one)
+    said: list[str] = []
+    assert len(list(DenoiseJob(tmp_path, tmp_path.parent / "out").run(said.append))) == 2
+    assert alive == [1, 1]
+    assert [line.split(":")[0] for line in said] == ["left out"]
 
 
 def test_the_same_command_twice_gives_the_same(run: Run, pet: Path, tmp_path: Path) -> None:
