@@ -114,6 +114,7 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
     """
     settings = settings_of(bundle)
     base = PACKAGED / f"base-{settings['spatial_dims']}d" / "model.pt"
+    start = ScoreModel.load(base)
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
         measure = _Once("image", settings["modality"])
@@ -128,7 +129,8 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
             "scans_kept_out": len(usable[::KEPT_OUT]),
             "scans_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in usable],
             "attribution": recipe.attribution,
-            "started_from": ScoreModel.load(base).hash,
+            "started_from": start.hash,
+            "channels": list(start.network.channels),
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "torch": str(torch.__version__),
@@ -275,10 +277,12 @@ def weights_section(card: Mapping[str, Any]) -> str:
     """The part of a bundle's card that tells of its weights."""
     laws = ", ".join(f"{name} {count}" for name, count in card["laws"].items())
     patches = f"{card['steps']:,} steps of {card['patches']} patches of edge {card['patch']}"
+    channels = "/".join(map(str, card["channels"]))
     risks, rmse = (card["clean_free_base"], card["clean_free"]), card["reference"]
     return f"""\
-**Weights.** `models/model.pt`: the base weights of the package n2s-med, adapted to {card["scans"]} noisy scans;
-{card["scans_kept_out"]} more chose them. {card["attribution"]}. Law of the noise as measured: {laws}.
+**Weights.** `models/model.pt`: the base weights of the package n2s-med (channels {channels}), adapted to
+{card["scans"]} noisy scans; {card["scans_kept_out"]} more chose them. {card["attribution"]}.
+Law of the noise as measured: {laws}.
 {patches}, perturbation {card["sigma_a"]:g} noise SDs, learning rate {card["learning_rate"]:g}, seed {card["seed"]};
 {card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {card["train_time_s"] / 60:.1f} min.
 No clean image was used, in training or in choosing the weights. SHA-256 {card["sha256"]};

@@ -69,7 +69,7 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     assert card["clean_free"] <= card["clean_free_base"]
     assert card["reference"]["noisy"] == pytest.approx(10, rel=0.05)
     page = written[2].read_text(encoding="utf-8")
-    assert "adapted to 2 noisy scans" in page
+    assert "(channels 4/8), adapted to\n2 noisy scans" in page
     assert card["sha256"] in page
     assert str(base) not in page + json.dumps(card)
 
