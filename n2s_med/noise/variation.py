@@ -111,9 +111,11 @@ def variation_of(points: Points, rho: float, shape: Sequence[int], edges: Sequen
     seed
         Seed of the choice of blocks for the comparison.
     """
-    points = points.where(points.structure <= 1)  # what passes for flat above that is structure half the time
     volume = tuple(shape)
     one = (0,) * len(volume)
+    rough, points = points, points.where(points.structure <= 1)  # above that it is structure half the time
+    if not len(points):
+        return fitted(rough, rho, one, volume)
     if len(points) < FEWEST:
         return fitted(points, rho, one, volume)
     generator = torch.Generator().manual_seed(seed)

@@ -431,6 +431,14 @@ def test_too_little_to_tell(law: str | None, what: str) -> None:
         found(y, law, valid)
 
 
+def test_where_no_block_is_flat_the_least_rough_give_an_upper_bound() -> None:
+    x, y, z = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), torch.arange(10.0), indexing="ij")
+    ramp = Gaussian(3.0).sample(100 * x + 70 * y + 90 * z, seeded())
+    result = estimate(ramp, torch.ones_like(ramp, dtype=torch.bool), (0.5, 0.5, 5.0), "gaussian")
+    assert result.variation is None
+    assert 3.0 < result.noise.law.parameters["sigma"] < float(ramp.std())
+
+
 # -- parts ---------------------------------------------------------------------------------------------
 
 
