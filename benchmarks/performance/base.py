@@ -61,6 +61,8 @@ class Sizes:
         Steps of adapting the base weights.
     starts
         Repeats of the commands whose start-up is timed.
+    engines
+        Whether our network is also compiled, and exported to another runtime, which take half a minute to begin.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Sizes:
     crop: int | None
     adapt_steps: tuple[int, ...]
     starts: int
+    engines: bool = False
 
 
 FULL = Sizes(
@@ -94,6 +97,7 @@ FULL = Sizes(
     crop=None,
     adapt_steps=(50, 150, 500, 1000),
     starts=5,
+    engines=True,
 )
 QUICK = Sizes(
     name="quick",

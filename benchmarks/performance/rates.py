@@ -23,6 +23,7 @@ from n2s_med.score import ScoreUNet, base_model
 from n2s_med.score.stream import StreamedNetwork
 from n2s_med.training import TrainingConfig
 from performance.base import Record, Sizes, best_s, flop_per_voxel, noisy_waves, peak, timed_s
+from performance.engines import engines
 
 DEFAULTS, TUNED = "plain UNet, MONAI's inferer as it is, fp32", "plain UNet, MONAI's inferer, tuned, bf16"
 STREAMED, FLIPPED = "ours, streamed", "ours, streamed, mean of four flips"
@@ -74,6 +75,7 @@ def rates(sizes: Sizes, compute: Compute) -> Record:
             *(row(name, way, best_s(way.run, sizes.repeats)) for name, way in _plain(sizes, compute, plain)),
             row(TUNED, tuned[best][1], tuned[best][0]),
             *(row(name, way, best_s(way.run, sizes.repeats)) for name, way in _ours(sizes, compute, ours)),
+            *(row(name, way, best_s(way.run, sizes.repeats)) for name, way in _elsewhere(sizes, compute, ours)),
         ],
         "tuned": best,
     }
@@ -108,6 +110,13 @@ def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str
     yield STREAMED, Way(lambda: streamed_score(streamed, v[None]), bf16=compute.bf16)
     four = torch.stack([v.flip(flip) for flip in FLIPS])
     yield FLIPPED, Way(lambda: streamed_score(streamed, four), len(FLIPS), compute.bf16)
+
+
+def _elsewhere(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
+    """Our network compiled, and on another runtime."""
+    if sizes.engines and compute.device.type == "cpu":
+        for name, run, bf16 in engines(ours, noisy_waves(sizes.volume), compute):
+            yield name, Way(run, bf16=bf16)
 
 
 def _fast(compute: Compute, plain: nn.Module, v: Tensor, inferer: Callable[..., Tensor] | None = None) -> Tensor:
