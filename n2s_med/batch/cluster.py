@@ -7,6 +7,7 @@ files are put in place whole by whichever attempt ends, and are the same from ea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,8 @@ def run_cluster(tasks: Sequence[Task], recipe: Recipe, where: str, begin: Begin)
     tasks
         The scans.
     recipe
-        How they are denoised; without a number of threads, they are those of a queue's jobs.
+        How they are denoised; without a number of threads, they are those of a queue's jobs, or the cores of a
+        worker's machine shared out among the workers there.
     where
         Address of a Dask scheduler, or a file that describes the jobs of a queue.
     begin
@@ -57,7 +59,7 @@ def run_cluster(tasks: Sequence[Task], recipe: Recipe, where: str, begin: Begin)
 
         def submit(task: Task, attempt: int) -> None:
             again = replace(task, overwrite=True)  # the plan found the place free; a lost worker may have filled it
-            future = client.submit(work, again, recipe, key=f"{task.key}-{attempt}", pure=False)
+            future = client.submit(_work, again, recipe, key=f"{task.key}-{attempt}", pure=False)
             running[future] = task, attempt
             ended.add(future)
 
@@ -99,6 +101,22 @@ def _client(where: Queue | str, jobs: int) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _work(task: Task, recipe: Recipe) -> Outcome:
+    """Denoise one scan on a worker."""
+    return work(task, recipe if recipe.threads else replace(recipe, threads=_share_of_cores()))
+
+
+def _share_of_cores() -> int:
+    """Cores of this worker's process over the workers on its machine; Dask itself would let it have one thread."""
+    from distributed import get_worker
+    from distributed.utils import sync
+
+    worker = get_worker()
+    workers = sync(worker.loop, worker.scheduler.identity)["workers"]
+    here = workers[worker.address]["host"]
+    return max(1, len(os.sched_getaffinity(0)) // sum(other["host"] == here for other in workers.values()))
 
 
 def _outcome(future: Future) -> Outcome:

@@ -17,6 +17,7 @@ from batch_scans import OPTIONS, Deadly, Identity, content, images
 from job_scans import files_below
 
 from n2s_med.batch import BatchJob, known
+from n2s_med.batch.task import Outcome, Recipe, Task
 from n2s_med.errors import ConfigurationError, PartialError
 
 DEADLINE_S = 400
@@ -162,6 +163,27 @@ def test_a_dask_cluster(tmp_path: Path, scheduler: str) -> None:
     images(tmp_path / "local" / "in")
     local.run(lambda _: None)
     assert content(tmp_path / "out").items() <= content(tmp_path / "local" / "out").items()
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 4), (3, 3)])
+def test_dask_workers_share_the_cores_of_their_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int | None, threads: int
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    images(tmp_path / "in")
+    used: list[int | None] = []
+
+    def worked(task: Task, recipe: Recipe) -> Outcome:  # noqa: ARG001
+        used.append(recipe.threads)
+        return Outcome()
+
+    monkeypatch.setattr("n2s_med.batch.cluster.work", worked)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        job(Identity, tmp_path, scheduler=cluster.scheduler_address, threads=given).run(lambda _: None)
+    assert used == [threads] * 3
 
 
 def test_a_dask_worker_that_is_killed(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from made_scans import CT, MR, make_enhanced, make_series, pixels
 
-from n2s_med.volumes import read
+from n2s_med.volumes import read, valid_mask, write
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -72,3 +73,15 @@ def test_made_series_are_what_their_names_say(table, tmp_path, data, name, shape
 
 def test_numbers_are_short(table):
     assert [table._short(x) for x in (1e-9, 0.0123, 4.5, 123.4)] == ["0", "0.012", "4.5", "123"]
+
+
+def test_every_readable_single_file_comes_back_unchanged(table, data, tmp_path, provenance):
+    """The series in folders are those of the tests of real scans."""
+    names = [name for name, right in table.SERIES.items() if right and name.endswith(".dcm")]
+    assert len(names) > 10
+    for number, name in enumerate(names):
+        (volume,) = read(data / name).volumes
+        (again,) = read(write(volume, tmp_path / f"{number}", provenance=provenance)).volumes
+        np.testing.assert_array_equal(again, volume, err_msg=name)
+        np.testing.assert_array_equal(valid_mask(again), valid_mask(volume), err_msg=name)
+        np.testing.assert_allclose(again.affine, volume.affine, err_msg=name)
