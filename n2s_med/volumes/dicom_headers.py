@@ -177,6 +177,7 @@ def _frame(file: ImageFile, index: int, flat: _Flat) -> Frame:
         thickness_mm=_thickness(ds),
         units="CNTS" if counts else _units(ds, file.modality),
         rescale=(float(1 if slope is None else slope), float(0 if intercept is None else intercept)),
+        rescale_stated=slope is not None,
         stack_keys=flat.keys or _stack_keys(ds, file),
         stack=str(ds.get("StackID") or ""),
         component=component_of(ds) if file.modality == "MR" else Component.MAGNITUDE,

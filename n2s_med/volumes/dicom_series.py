@@ -159,6 +159,7 @@ def _groups(frames: Iterable[Frame]) -> list[list[Frame]]:
 def _series(group: Sequence[Frame]) -> Iterator[Series]:
     """Yield the series that a group forms: one for each frame type and even run."""
     check_directions(group[0])
+    _check_scale(group)
     for series in _by_type(_full_stacks(_by_position(group))):
         runs = even_runs(series.stacks[0])
         if len(runs) == 1:
@@ -167,6 +168,12 @@ def _series(group: Sequence[Frame]) -> Iterator[Series]:
         for run in runs:
             stacks = tuple(stack[run] for stack in series.stacks)
             yield replace(series, stacks=stacks, part=(run.start + 1, run.stop, len(series.stacks[0])))
+
+
+def _check_scale(group: Sequence[Frame]) -> None:
+    """Refuse frames without a rescale among others that have one: they would be on another scale."""
+    if any(f.rescale != (1, 0) for f in group) and not all(f.rescale_stated for f in group):
+        raise InputError("only some of its slices say how their values are scaled (Rescale Slope)")
 
 
 def _by_type(series: Series) -> Iterator[Series]:

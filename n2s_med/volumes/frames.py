@@ -82,6 +82,8 @@ class Frame:
         Size along the normal of a volume that has this frame alone.
     rescale
         Slope and intercept from stored to real values.
+    rescale_stated
+        Whether the file says the slope.
     stack_keys
         What can tell stacks at the same positions apart, by name, the more telling first.
     stack
@@ -105,6 +107,7 @@ class Frame:
     thickness_mm: float
     units: str
     rescale: tuple[float, float]
+    rescale_stated: bool
     stack_keys: Mapping[str, Any]
     stack: str = ""
     component: Component = Component.MAGNITUDE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from n2s_med.volumes.quiet import quiet
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MACROS = (
+    "PixelValueTransformationSequence",
+    "PixelMeasuresSequence",
+    "PlaneOrientationSequence",
+    "PlanePositionSequence",
+)
+"""Functional groups that say what is checked here."""
 NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"
 
 
@@ -74,9 +82,8 @@ def _headers(ds: Dataset) -> Iterator[Dataset]:
     shared = ds.get("SharedFunctionalGroupsSequence") or [Dataset()]
     for own in ds.PerFrameFunctionalGroupsSequence:
         header = Dataset()
-        for element in (*shared[0], *own):
-            if element.VR == "SQ" and element.value and not element.tag.is_private:
-                header.update(element.value[0])
+        for groups, macro in itertools.product((shared[0], own), MACROS):
+            header.update((groups.get(macro) or [{}])[0])
         yield header
 
 

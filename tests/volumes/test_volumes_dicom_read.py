@@ -514,6 +514,20 @@ def test_units_of_ct_without_rescale_are_unknown(tmp_path):
     assert read(make_series(tmp_path / "s", edit=bare)).volumes[0].meta["units"] == "unknown"
 
 
+@pytest.mark.parametrize("slope", ["0.5", "1"])
+def test_a_slice_without_rescale_among_scaled_ones_is_refused(tmp_path, slope):
+    def one_bare(ds, index):
+        if index != 2:
+            ds.RescaleSlope, ds.RescaleIntercept = slope, "0"
+
+    folder = make_series(tmp_path / "s", MR, edit=one_bare)
+    if slope == "1":
+        assert read(folder).volumes[0].shape[-1] == 4
+    else:
+        with pytest.raises(UnsupportedError, match="only some of its slices say how their values are scaled"):
+            read(folder)
+
+
 def test_bits_beyond_bits_stored_are_not_values(tmp_path):
     def twelve_bits(ds, index):
         put_pixels(ds, (pixels(kind="u2")[index] & 0xFFF) | 0x7000)

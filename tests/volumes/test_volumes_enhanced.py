@@ -47,6 +47,21 @@ def test_frames_lie_where_their_groups_say(tmp_path, sop_class):
     assert volume.meta["source_frames"] == (3, 2, 1, 0)
 
 
+def test_scale_and_place_come_from_their_own_macros(tmp_path):
+    """The same attributes in sequences that are unknown, or say something else, are not taken for them."""
+    path = make_enhanced(tmp_path / "e", MR, pixels())
+    volume, ds = the_one(path), pydicom.dcmread(path)
+    for group in ds.PerFrameFunctionalGroupsSequence:
+        misleading = pydicom.Dataset()
+        misleading.RescaleSlope, misleading.ImagePositionPatient = "7", ["1", "2", "3"]
+        group.add_new((0x5400, 0x9145), "SQ", [misleading])
+        group.ReferencedImageSequence = [misleading]
+    ds.save_as(path)
+    again = the_one(path)
+    np.testing.assert_array_equal(again, volume)
+    np.testing.assert_array_equal(again.affine, volume.affine)
+
+
 @pytest.mark.parametrize("sop_class", [CT, MR, PT])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_legacy_conversion_changes_nothing(tmp_path, sop_class):
