@@ -115,8 +115,8 @@ def _share_of_cores() -> int:
 
     worker = get_worker()
     workers = sync(worker.loop, worker.scheduler.identity)["workers"]
-    here = workers[worker.address]["host"]
-    return max(1, len(os.sched_getaffinity(0)) // sum(other["host"] == here for other in workers.values()))
+    hosts = [other["host"] for other in workers.values()]
+    return max(1, len(os.sched_getaffinity(0)) // hosts.count(workers[worker.address]["host"]))
 
 
 def _outcome(future: Future) -> Outcome:

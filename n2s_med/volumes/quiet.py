@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -11,18 +12,38 @@ _LOGGERS = ("pydicom", "nibabel.global")
 _PACKAGES = r"pydicom|nibabel|highdicom"
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom, nibabel and highdicom from warning and logging what may be patient data."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [logger.disabled for logger in loggers]
-    with warnings.catch_warnings():
-        for category in (UserWarning, RuntimeWarning):
-            warnings.filterwarnings("ignore", category=category, module=_PACKAGES)
-        for logger in loggers:
-            logger.disabled = True
+class _Silence:
+    """Python's filters and loggers are the whole process's: the first to come sets them, the last to go resets them."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._undo = threading.Lock(), 0, contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._begin()
+            self._inside += 1
         try:
             yield
         finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._undo.close()
+
+    def _begin(self) -> None:
+        self._undo.enter_context(warnings.catch_warnings())
+        for category in (UserWarning, RuntimeWarning):
+            warnings.filterwarnings("ignore", category=category, module=_PACKAGES)
+        for logger in map(logging.getLogger, _LOGGERS):
+            self._undo.callback(setattr, logger, "disabled", logger.disabled)
+            logger.disabled = True
+
+
+_SILENCE = _Silence()
+
+
+def quiet() -> contextlib.AbstractContextManager[None]:
+    """Keep pydicom, nibabel and highdicom from warning and logging what may be patient data, in any thread."""
+    return _SILENCE()
