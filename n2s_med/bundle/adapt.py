@@ -119,12 +119,12 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
         work = Path(made)
         measure = _Once("image", settings["modality"])
         usable, laws = _usable(recipe, data, measure, work / "generated")
-        began = time.perf_counter()
+        began = time.process_time()
         trained = _train(bundle, usable, base, {**recipe.training, "estimate": measure}, work)
         card = {
             **trained,
             "laws": dict(laws.most_common()),
-            "train_time_s": time.perf_counter() - began,
+            "train_time_s": time.process_time() - began,
             "scans": len(usable) - len(usable[::KEPT_OUT]),
             "scans_kept_out": len(usable[::KEPT_OUT]),
             "scans_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in usable],
@@ -134,7 +134,7 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "torch": str(torch.__version__),
-            "reference": _reference(bundle, settings, base, work),
+            "reference": _reference(bundle, measure, base, work),
         }
         state = load_tensors(work / "models" / "model.pt")
     card["sha256"] = _hash_of(state)
@@ -242,9 +242,9 @@ def _run(bundle: Path, configs: Sequence[str], data: Path, weights: Path, **keys
 # -- figures -----------------------------------------------------------------------------------------------
 
 
-def _reference(bundle: Path, settings: Mapping[str, Any], base: Path, work: Path) -> dict[str, float]:
+def _reference(bundle: Path, measure: _Once, base: Path, work: Path) -> dict[str, float]:
     """RMSE on a phantom of known truth, in its units: noisy, by the base weights, and by the adapted ones."""
-    clean, law = _phantom(settings["modality"])
+    clean, law = _phantom(measure.modality.name)
     _write(work / "clean.nii.gz", clean)
     _write(work / "noisy.nii.gz", law.sample(clean, torch.Generator().manual_seed(0)))
     rows = {"validation": [{"image": "noisy.nii.gz", "reference": "clean.nii.gz"}]}
@@ -252,7 +252,8 @@ def _reference(bundle: Path, settings: Mapping[str, Any], base: Path, work: Path
     told = dict[str, float]()
     for name, weights in (("base", base), ("adapted", work / "models" / "model.pt")):
         out = work / name
-        _run(bundle, ["train", "evaluate"], work / "phantom.json", weights, output_dir=str(out), flips=False)
+        keys = {"output_dir": str(out), "flips": False, "estimate": measure}
+        _run(bundle, ["train", "evaluate"], work / "phantom.json", weights, **keys)
         (row,) = json.loads((out / "figures.json").read_text(encoding="utf-8"))
         told |= {"noisy": row["rmse_noisy"], name: row["rmse_denoised"]}
     return told
@@ -278,13 +279,17 @@ def weights_section(card: Mapping[str, Any]) -> str:
     laws = ", ".join(f"{name} {count}" for name, count in card["laws"].items())
     patches = f"{card['steps']:,} steps of {card['patches']} patches of edge {card['patch']}"
     channels = "/".join(map(str, card["channels"]))
+    minutes = card["train_time_s"] / 60
     risks, rmse = (card["clean_free_base"], card["clean_free"]), card["reference"]
+    origin = f"adapted to\n{card['scans']} noisy scans; {card['scans_kept_out']} more chose them"
+    if risks[1] >= risks[0]:
+        origin = f"as they\nare: {card['scans_kept_out']} scans kept out do not tell that adaptation betters them"
     return f"""\
-**Weights.** `models/model.pt`: the base weights of the package n2s-med (channels {channels}), adapted to
-{card["scans"]} noisy scans; {card["scans_kept_out"]} more chose them. {card["attribution"]}.
+**Weights.** `models/model.pt`: the base weights of the package n2s-med (channels {channels}), {origin}.
+{card["attribution"]}.
 Law of the noise as measured: {laws}.
 {patches}, perturbation {card["sigma_a"]:g} noise SDs, learning rate {card["learning_rate"]:g}, seed {card["seed"]};
-{card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {card["train_time_s"] / 60:.1f} min.
+{card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; processor time {minutes:.1f} min.
 No clean image was used, in training or in choosing the weights. SHA-256 {card["sha256"]};
 those of the scans and of the base weights are in `weights.json`.
 

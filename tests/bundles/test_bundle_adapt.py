@@ -72,6 +72,9 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     assert "(channels 4/8), adapted to\n2 noisy scans" in page
     assert card["sha256"] in page
     assert str(base) not in page + json.dumps(card)
+    kept = module.weights_section({**card, "clean_free": -0.1, "clean_free_base": -0.1})
+    assert "as they\nare: 1 scans kept out" in kept
+    assert "adapted to" not in kept
 
 
 def test_generated_speckle_is_noisy_and_of_known_law(tmp_path):
