@@ -23,6 +23,9 @@ HELD_OUT_CONTEXT = 12
 HELD_OUT_BLOCKS = 32
 """Size of a held-out block, of the context around it that its figure sees, and how many there are at most."""
 
+TELLING, TELLING_SHARE = 6000, 0.1
+"""So many voxels are held out at least, or this share of what there is: of fewer the figure is mostly chance."""
+
 STRATA = 8
 PLACES = 512
 STRATIFIED = 0.3
@@ -182,9 +185,11 @@ class PatchSampler:
         self.places = [_places(v.u, w, generator) for v, w in zip(volumes, self.weights, strict=True)]
 
     def _hold_out(self, fraction: float, generator: torch.Generator) -> list[HeldOut]:
-        """Cut blocks out of the loss weights until ``fraction`` of the voxels is reached."""
+        """Cut blocks out of the loss weights until ``fraction`` of the voxels, or enough of them, is reached."""
         voxels = math.prod(_held_out_edges(self.volumes[0]))
-        wanted = min(HELD_OUT_BLOCKS, round(fraction * float(self.shares.sum()) / voxels))
+        valid = float(self.shares.sum())
+        least = min(TELLING, TELLING_SHARE * valid) if fraction else 0.0
+        wanted = min(HELD_OUT_BLOCKS, round(max(fraction * valid, least) / voxels))
         blocks = []
         for _ in range(max(wanted, 1 if fraction else 0)):
             index = int(torch.multinomial(self.shares, 1, generator=generator))
