@@ -246,6 +246,18 @@ def test_what_is_no_volume_is_refused_with_its_reason(tmp_path, sop_class, edit,
     assert words in reason(make_series(tmp_path / "s", sop_class, edit=edit))
 
 
+def test_a_localizer_of_the_same_series_is_left_out(tmp_path):
+    folder = make_series(tmp_path / "s")
+    view = pydicom.dcmread(next(folder.iterdir()))
+    view.SOPInstanceUID = view.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    view.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    view.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    view.save_as(folder / "view")
+    contents = read(folder)
+    assert [volume.shape for volume in contents.volumes] == [(1, 5, 6, 4)]
+    assert [refusal.path for refusal in contents.refusals] == [folder / "view"]
+
+
 def test_a_missing_slice_leaves_two_runs_each_where_it_was(tmp_path):
     stored = pixels((7, 6, 5))
     folder = make_series(tmp_path / "s", stored=stored)

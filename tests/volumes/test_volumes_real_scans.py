@@ -17,6 +17,8 @@ from monai.data import MetaTensor
 
 from n2s_med.errors import UnsupportedError
 from n2s_med.volumes import Provenance, read, valid_mask, write, write_sd_map
+from n2s_med.volumes.dicom_files import is_dicom, read_whole
+from n2s_med.volumes.dicom_pixels import stored_frames
 from n2s_med.volumes.quiet import quiet
 
 PET = "pet/dicom_ge_discoveryst_sts001"
@@ -189,6 +191,18 @@ def test_what_is_not_handled_is_refused_with_its_reason(data, name, words):
     message = refused(data / name)
     assert all(word in message for word in words)
     assert "\n" not in message
+
+
+def test_nine_encodings_of_an_image_hold_the_same_pixels(data):
+    """Implicit, explicit, big endian, RLE, JPEG lossless, JPEG-LS, JPEG 2000. A mosaic: no volume, but pixels all the same."""
+    folder = data / "mr/dicom_siemens_trio_transfer_syntaxes"
+    datasets = {path: read_whole(path) for path in sorted(folder.iterdir()) if is_dicom(path)}
+    assert len({ds.file_meta.TransferSyntaxUID for ds in datasets.values()}) == 7
+    first, *others = (next(iter(stored_frames(ds, path, [0]))) for path, ds in datasets.items())
+    assert len(others) == 8
+    assert int(first.astype(int).sum()) == 38036663
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 def test_uneven_tilted_series_becomes_two_runs_on_their_own_places(data, tmp_path):
