@@ -4,7 +4,7 @@
 
 ``%site%`` in ``--data`` becomes the name of each site: site-1, site-2, …  The weights of the best and of the last
 round are put beside one another into ``WORK``, as ``best.pt`` and ``last.pt``, for ``--ckpt_path`` of the bundle.
-For sites of their own, ``--export DIR`` writes the job that ``nvflare job submit`` takes.
+For sites of their own, ``--job DIR`` writes the job that ``nvflare job submit`` takes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def main() -> None:
         train_args=_words(options),
         key_metric=KEY_METRIC,
     )
-    if options.export:
-        recipe.export(str(options.export))
-        print(options.export)
+    if options.job:
+        recipe.export(str(options.job))
+        print(options.job)
         return
     everyone = options.clients
     environment = SimEnv(num_clients=everyone, num_threads=everyone, workspace_root=str(options.work / "simulation"))
@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--steps_per_epoch", type=int, default=50)
     parser.add_argument("--patch", type=int, default=32)
-    parser.add_argument("--export", type=Path, help="write the job here, and run nothing")
+    parser.add_argument("--job", type=Path, help="write the job here, and run nothing")
     return parser.parse_args()
 
 

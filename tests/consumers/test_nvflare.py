@@ -33,6 +33,7 @@ def test_two_sites_train_together(tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     told = re.findall(r"(site-\d), round (\d): (-?[\d.]+) of the noise variance left", done.stdout + done.stderr)
     assert {(site, number) for site, number, _ in told} == {(f"site-{s}", str(r)) for s in (1, 2) for r in (0, 1)}
+    assert len({risk for _, number, risk in told if number == "0"}) == 2  # each judges by its own scans
     start = torch.load(tmp_path / "ct_gaussian" / "models" / "model.pt", weights_only=True)
     last = torch.load(tmp_path / "work" / "last.pt", weights_only=True)
     assert last.keys() == start.keys()
@@ -42,6 +43,6 @@ def test_two_sites_train_together(tmp_path):
 
 
 def test_a_job_is_written_for_sites_of_their_own(tmp_path):
-    done = job(tmp_path, "--export", tmp_path / "job")
+    done = job(tmp_path, "--job", tmp_path / "job")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert {file.name for file in (tmp_path / "job").rglob("*") if file.is_file()} >= {"meta.json", "client.py"}
