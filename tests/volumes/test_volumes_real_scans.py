@@ -194,7 +194,7 @@ def test_what_is_not_handled_is_refused_with_its_reason(data, name, words):
 
 
 def test_nine_encodings_of_an_image_hold_the_same_pixels(data):
-    """Implicit, explicit, big endian, RLE, JPEG lossless, JPEG-LS, JPEG 2000. A mosaic: no volume, but pixels all the same."""
+    """Implicit, explicit, big endian, RLE, JPEG lossless, JPEG-LS, JPEG 2000: a mosaic, so no volume, but pixels."""
     folder = data / "mr/dicom_siemens_trio_transfer_syntaxes"
     datasets = {path: read_whole(path) for path in sorted(folder.iterdir()) if is_dicom(path)}
     assert len({ds.file_meta.TransferSyntaxUID for ds in datasets.values()}) == 7
