@@ -8,7 +8,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-_LOGGERS = ("pydicom", "nibabel.global")
+_LOGGERS = ("pydicom", "nibabel.global", "highdicom", "pylibjpeg", "openjpeg")
+"""Those below them inherit their level."""
+_NOTHING = logging.CRITICAL + 1
 _PACKAGES = r"pydicom|nibabel|highdicom"
 
 
@@ -37,8 +39,8 @@ class _Silence:
         for category in (UserWarning, RuntimeWarning):
             warnings.filterwarnings("ignore", category=category, module=_PACKAGES)
         for logger in map(logging.getLogger, _LOGGERS):
-            self._undo.callback(setattr, logger, "disabled", logger.disabled)
-            logger.disabled = True
+            self._undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(_NOTHING)
 
 
 _SILENCE = _Silence()
