@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from n2s_med.noise.correlation import cosines
+
+if TYPE_CHECKING:
+    from n2s_med.noise.variation import Variation
 
 EDGE, FINE_EDGE = 8, 5
 """Edge of a block in voxels, and of a small one for small organs; shorter axes are taken whole."""
@@ -15,7 +21,7 @@ EDGE, FINE_EDGE = 8, 5
 FEW_VOXELS, PLENTY = 200, 4_000
 """Blocks with fewer voxels, of thick slices or a single one, are twice as wide where the volume holds plenty."""
 
-MOST_BLOCKS = 12_000
+MOST_BLOCKS = 8_000
 """Blocks looked at; more do not sharpen the estimate."""
 
 CLIPPED = (0.02, 0.3)
@@ -70,6 +76,11 @@ class Blocks:
         """Boolean, shape (F,): all frequencies but the origin."""
         return self.frequency > 0
 
+    def less(self, variation: Variation) -> Blocks:
+        """The blocks as if their noise did not vary in space."""
+        at = variation.at(self.centre)
+        return replace(self, energy=self.energy * (at.median() - at).exp()[:, None].to(self.energy.dtype))
+
     def __len__(self) -> int:
         return len(self.mean)
 
@@ -96,25 +107,48 @@ def blocks_of(
     shape = _edges(y.shape, spacing_mm, edge)
     if math.prod(shape) < FEW_VOXELS and _room(y.shape, twice := _edges(y.shape, spacing_mm, 2 * edge)) > PLENTY:
         shape = twice
-    corners = _windows(valid, shape).flatten(-len(shape)).all(-1).nonzero()
-    corners = corners[torch.randperm(len(corners), generator=generator)[: 3 * MOST_BLOCKS]]
-    cut = _windows(y, shape)[tuple(corners.T)].double().flatten(1)
-    keep = _unclipped(cut, y[valid]).nonzero()[:MOST_BLOCKS, 0]
-    cut, corners = cut[keep], corners[keep]
+    cut, corners = _some(y, valid, shape, generator)
+    mean = cut.double().mean(1)
+    cut = (cut - mean[:, None]).float()
     spectrum = cut.view(-1, *shape)
     for axis, size in enumerate(shape, start=1):
-        spectrum = torch.tensordot(spectrum, _cosines(size), ([axis], [1])).movedim(-1, axis)
+        spectrum = torch.tensordot(spectrum, cosines(size).float(), ([axis], [1])).movedim(-1, axis)
     grid = torch.meshgrid(*(torch.arange(n) / max(n - 1, 1) for n in shape), indexing="ij")
-    mean = cut.mean(1)
-    off = cut - mean[:, None]
     return Blocks(
         mean=mean,
         centre=corners * torch.tensor([_stride(n) for n in shape]) + (torch.tensor(shape) - 1) / 2,
-        skewness=off.pow(3).mean(1) / off.square().mean(1) ** 1.5,
+        skewness=(cut.pow(3).mean(1) / cut.square().mean(1) ** 1.5).double(),
         energy=spectrum.flatten(1).square(),
         frequency=torch.stack(grid).square().sum(0).sqrt().flatten(),
         shape=shape,
     )
+
+
+def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """At most :data:`MOST_BLOCKS` blocks drawn from those that are valid and not clipped, and their corners."""
+    inside = y[valid]
+    windows = _windows(y, shape)
+    room = windows.shape[: y.ndim]
+    if len(inside) == y.numel():
+        number = torch.randperm(math.prod(room), generator=generator)
+    else:
+        whole = _windows(valid, shape).flatten(-len(shape)).all(-1).flatten().nonzero()[:, 0]
+        number = whole[torch.randperm(len(whole), generator=generator)]
+    corners = torch.stack(torch.unravel_index(number[: 3 * MOST_BLOCKS], room), dim=1)
+    extremes = (inside.min(), inside.max()) if len(inside) else (y.new_zeros(()), y.new_zeros(()))
+    for most in CLIPPED:
+        taken, kept = [], 0
+        for part in torch.split(corners, MOST_BLOCKS):
+            cut = windows[tuple(part.T)].flatten(1)
+            keep = _unclipped(cut, extremes, most).nonzero()[: MOST_BLOCKS - kept, 0]
+            taken.append((cut[keep], part[keep]))
+            kept += len(keep)
+            if kept == MOST_BLOCKS:
+                break
+        if kept >= ENOUGH:
+            break
+    blocks, places = (torch.cat(parts) for parts in zip(*taken, strict=True))
+    return blocks, places
 
 
 def _edges(shape: Sequence[int], spacing_mm: Sequence[float], edge: int) -> tuple[int, ...]:
@@ -127,18 +161,15 @@ def _room(shape: Sequence[int], edges: Sequence[int]) -> int:
     return math.prod((n - edge) // _stride(edge) + 1 for n, edge in zip(shape, edges, strict=True))
 
 
-def _unclipped(cut: Tensor, inside: Tensor) -> Tensor:
-    """Which rows of ``cut`` vary and keep clear of the lowest and the highest value of the volume."""
+def _unclipped(cut: Tensor, extremes: tuple[Tensor, Tensor], most: float) -> Tensor:
+    """Which rows of ``cut`` vary and hold few of the lowest and the highest value of the volume."""
     varies = cut.amax(1) > cut.amin(1)
-    if not len(inside):
-        return varies
-    low, high = inside.min(), inside.max()
-    at_low, at_high = (cut == low).double().mean(1), (cut == high).double().mean(1)
-    counts = _zero_is_a_count(cut) if low == 0 else torch.zeros_like(varies)
-    for most in CLIPPED:
-        keep = varies & (at_high <= most) & (counts | (at_low <= most))
-        if int(keep.sum()) >= ENOUGH:
-            break
+    at_low, at_high = ((cut == end).float().mean(1) for end in extremes)
+    keep = varies & (at_high <= most)
+    clipped = keep & (at_low > most)
+    keep[clipped] = False
+    if extremes[0] == 0 and bool(clipped.any()):
+        keep[clipped] = _zero_is_a_count(cut[clipped])
     return keep
 
 
@@ -155,11 +186,3 @@ def _windows(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
     for axis, edge in enumerate(shape):
         volume = volume.unfold(axis, edge, _stride(edge))
     return volume
-
-
-def _cosines(size: int) -> Tensor:
-    """Orthonormal DCT-II matrix, frequencies by samples."""
-    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * k * (n + 0.5) / size) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis

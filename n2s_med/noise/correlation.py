@@ -7,9 +7,10 @@ convolution kernel that is even along each axis, so that ``L = Lᵀ`` and voxels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -118,6 +119,24 @@ class Correlation:
         there = tuple(slice(max(0, -h), size + min(0, -h)) for h, size in zip(lag, self.kernel.shape, strict=True))
         return float((self.kernel[here] * self.kernel[there]).sum())
 
+    def block_power(self, shape: Sequence[int]) -> Tensor:
+        """Mean squares of the cosine coefficients of blocks of such noise, which sum to the number of voxels.
+
+        Along an axis of ``n`` voxels the coefficient of frequency ``k`` has the variance
+        ``Σ c_k(i) c_k(j) r(i - j)`` with the orthonormal cosines ``c_k``: linear in the autocorrelation ``r``.
+
+        Parameters
+        ----------
+        shape
+            Edges of a block.
+        """
+        whole = [size + n for size, n in zip(self.kernel.shape, shape, strict=True)]  # no lag in use wraps
+        lagged = torch.fft.irfftn(torch.fft.rfftn(self.kernel.double(), s=whole).abs().square(), s=whole)
+        power: Tensor = lagged[tuple(slice(0, n) for n in shape)]
+        for axis, n in enumerate(shape):
+            power = torch.tensordot(_lag_power(n), power, ([1], [axis])).movedim(0, axis)
+        return power
+
     @property
     def neighbours(self) -> tuple[float, ...]:
         """Correlation of the noise of neighbouring voxels along each axis."""
@@ -137,3 +156,20 @@ class Correlation:
     def permuted(self, axes: Sequence[int]) -> Correlation:
         """The correlation of a volume whose axes are permuted."""
         return Correlation(self.kernel.permute(*axes))
+
+
+@cache
+def _lag_power(size: int) -> Tensor:
+    """Variance of each cosine coefficient by the covariance at each lag, either way, frequencies by lags."""
+    basis = cosines(size)
+    lagged = [basis[:, : size - lag] * basis[:, lag:] for lag in range(size)]
+    return torch.stack([(2 if lag else 1) * product.sum(1) for lag, product in enumerate(lagged)], dim=1)
+
+
+@cache
+def cosines(size: int) -> Tensor:
+    """Orthonormal DCT-II matrix in float64, frequencies by samples."""
+    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * k * (n + 0.5) / size) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis

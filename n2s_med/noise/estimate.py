@@ -32,13 +32,13 @@ FEWEST_BLOCKS = 24
 BEYOND_CHANCE = 0.025
 """Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum."""
 
-RESAMPLES = 40
+RESAMPLES = 24
 """Bootstrap resamples behind an interval."""
 
 REGION_BLOCKS = 2.0
 """Edge of the regions that are resampled, in block edges: blocks overlap, and structure is local."""
 
-WHITE_BELOW = 0.1
+WHITE_BELOW = 0.12
 """Noise whose neighbours correlate less than this is treated as white."""
 
 MAGNITUDE_SNR = 4.0
@@ -157,20 +157,25 @@ def estimate(
     _require(len(blocks))
     signed = bool((y[valid] < 0).any())
     spectrum = noise_spectrum(blocks, signed)
-    points = _usable(blocks, spectrum, magnitude)
+    points = _usable(blocks, spectrum.power, magnitude)
     shades = points
     if not signed and _Curve.of(_shades(points)).is_narrow:
         small = blocks_of(y, valid, spacing_mm, generator, FINE_EDGE)
         if len(small) >= FEWEST_BLOCKS:
-            shades = _usable(small, noise_spectrum(small, signed), magnitude)
+            shades = _usable(small, noise_spectrum(small, signed).power, magnitude)
     variation = _variation(points, shades, signed, tuple(y.shape), blocks.shape, seed)
+    if not variation.is_constant:  # as if the noise were the same everywhere: not on its quietest places alone
+        alone = shades is points
+        spectrum = noise_spectrum(blocks.less(variation), signed)
+        points = _usable(blocks, spectrum.power, magnitude)
+        shades = points if alone else shades
     fits = _law_fits(shades, variation, signed)
     chosen = law or min(fits.misfit, key=fits.misfit.__getitem__)
     level = _level(points, chosen, fits.power, variation, blocks.shape, generator)
     found, level_interval, spread = level.law(chosen), level.interval(chosen), level.spread
     if found.quantum and (width := lattice_near(y[valid], found.quantum)):
         found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
-    correlation, neighbours = _correlation(spectrum.view(blocks.shape))
+    correlation, neighbours = _correlation(spectrum.correlation, blocks.shape)
     quantum = quantum_of(y[valid], found)
     floor = -math.inf if found.variance_power == 0 or quantum else _darkest_shade(points)
     return Estimate(
@@ -196,9 +201,9 @@ def _require(count: int) -> None:
 # -- which blocks --------------------------------------------------------------------------------------
 
 
-def _usable(blocks: Blocks, spectrum: Tensor, magnitude: bool) -> Points:
+def _usable(blocks: Blocks, power: Tensor, magnitude: bool) -> Points:
     """The blocks without Rician ones; those with the least structure pass for flat where too few are."""
-    points = points_of(blocks, spectrum)
+    points = points_of(blocks, power)
     if int(points.flat.sum()) < ENOUGH:
         count = min(len(points), max(ENOUGH, int(LEAST_STRUCTURE * len(points))))
         points = replace(points, flat=points.structure <= points.structure.sort().values[count - 1])
@@ -381,7 +386,8 @@ def _variation(
     if signed or found.is_constant:
         return found
     power = _Curve.of(_shades(shades.less(found))).power()
-    return variation_of(_flat_for(points, power), power, shape, edges, seed)
+    again = {found.intervals: (0,) * len(shape)}
+    return variation_of(_flat_for(points, power), power, shape, edges, seed, again)
 
 
 @dataclass(frozen=True)
@@ -445,9 +451,8 @@ def _resampled(points: Points, edges: Sequence[int], generator: torch.Generator)
 # -- correlation ---------------------------------------------------------------------------------------
 
 
-def _correlation(power: Tensor) -> tuple[Correlation, tuple[float, ...]]:
-    """Correlation of a spectrum on the grid of a block, and that of neighbouring voxels along each axis."""
-    correlation = Correlation.from_power(power)
-    neighbours = tuple(lag if n > 1 else 0.0 for lag, n in zip(correlation.neighbours, power.shape, strict=True))
+def _correlation(found: Correlation, edges: Sequence[int]) -> tuple[Correlation, tuple[float, ...]]:
+    """The correlation found on blocks, or none where it is next to none, and that of neighbours along each axis."""
+    neighbours = tuple(lag if n > 1 else 0.0 for lag, n in zip(found.neighbours, edges, strict=True))
     white = max(map(abs, neighbours)) < WHITE_BELOW
-    return Correlation.white(power.ndim) if white else correlation, neighbours
+    return Correlation.white(len(edges)) if white else found, neighbours

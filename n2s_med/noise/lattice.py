@@ -36,7 +36,7 @@ def lattice_near(values: Tensor, gain: float) -> float:
     some = some[(some > 0.5 * gain * math.exp(-SNAP)) & (some < FEW_COUNTS * gain)]
     if len(some) < FEWEST:
         return 0.0
-    some = some[:: 1 + len(some) // 5_000]
+    some = some[:: 1 + len(some) // 2_000]
 
     def concordance(widths: Tensor) -> Tensor:
         return torch.cos(2 * math.pi * some / widths[:, None]).mean(1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from n2s_med.noise.blocks import Blocks
+from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.points import REJECTED, Points
 
 FLAT = 0.3
@@ -30,9 +33,32 @@ ROUNDS = 3
 FEWEST = 24
 """Flat blocks without which a spectrum is not measured anew."""
 
+RESOLVING = 3
+"""Rounds in which the correlation behind a spectrum is found: enough for noise whose neighbours
+correlate by 0.6, too few for the errors of single frequencies, and what structure there is at the lowest, to grow."""
 
-def noise_spectrum(blocks: Blocks, signed: bool) -> Tensor:
-    """Noise power spectrum, relative, mean one, shape (F,).
+MOST_CHANGE = 4.0
+"""Factor by which a frequency changes in one of them, at most."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The noise's power at the frequencies of a block.
+
+    Attributes
+    ----------
+    correlation
+        The correlation that brings about the power measured.
+    power
+        The power that it gives blocks, relative, of mean one, shape (F,): voxels of unit variance.
+    """
+
+    correlation: Correlation
+    power: Tensor
+
+
+def noise_spectrum(blocks: Blocks, signed: bool) -> Spectrum:
+    """Noise power spectrum.
 
     Structure adds energy, and most at low frequencies. So at first flat blocks are those with the least energy
     among blocks of like intensity and, of these, with the least of it at low frequencies. Intensities without
@@ -44,7 +70,26 @@ def noise_spectrum(blocks: Blocks, signed: bool) -> Tensor:
     power = _first(blocks)
     for _ in range(ROUNDS):
         power = _again(blocks, power, signed)
-    return power
+    return _resolved(power, blocks.shape)
+
+
+def _resolved(measured: Tensor, shape: tuple[int, ...]) -> Spectrum:
+    """The correlation whose noise would give blocks the spectrum measured.
+
+    A block ends, so its cosine frequencies leak into each other; neighbours are averaged, and the origin, which is the
+    block's own mean, is not seen. All three flatten the spectrum, by a third at the highest frequencies of noise whose
+    neighbours correlate by 0.6. So each frequency is raised or lowered by the ratio of what was measured to what
+    noise of the correlation found so far would have shown, again and again (as Richardson and Lucy do).
+    """
+    wanted = measured.clamp_min(torch.finfo(torch.float64).tiny)
+    spectrum = wanted
+    for _ in range(RESOLVING):
+        correlation = Correlation.from_power(spectrum.view(shape))
+        power = correlation.block_power(shape).flatten()
+        ratio = wanted / _smoothed(power, shape).clamp_min(torch.finfo(torch.float64).tiny)
+        spectrum = spectrum * ratio.clamp(1 / MOST_CHANGE, MOST_CHANGE)
+        spectrum = spectrum / spectrum.mean()
+    return Spectrum(correlation, power)
 
 
 def points_of(blocks: Blocks, power: Tensor, seen: Tensor | None = None) -> Points:
@@ -54,7 +99,7 @@ def points_of(blocks: Blocks, power: Tensor, seen: Tensor | None = None) -> Poin
     variance = _variance(blocks, power, upper)
     halves = torch.stack([_variance(blocks, power, upper[blocks.parity[upper] == p]) for p in (False, True)], dim=1)
     low = seen & (blocks.frequency <= blocks.frequency.quantile(LOWEST))
-    structure = (blocks.energy[:, low] / (variance[:, None] * power[low])).mean(1)
+    structure = _sums(blocks, low, 1 / power) / (int(low.sum()) * variance)
     degrees = _degrees(power[upper])
     spread = (2 / max(int(low.sum()), 1) + 2 / degrees) ** 0.5  # of a ratio of two variances of noise alone
     top, middle = _split(power, upper)
@@ -91,8 +136,15 @@ def _degrees(power: Tensor) -> float:
 
 
 def _variance(blocks: Blocks, power: Tensor, used: Tensor) -> Tensor:
-    variance = blocks.energy[:, used].sum(1) / power[used].sum()
+    variance = _sums(blocks, used, torch.ones_like(power)) / power[used].sum()
     return variance.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _sums(blocks: Blocks, used: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sum over the frequencies used of each block's energy, shape (B,)."""
+    taken = torch.zeros_like(weight)
+    taken[used] = weight[used]
+    return (blocks.energy @ taken.to(blocks.energy.dtype)).double()
 
 
 def _first(blocks: Blocks) -> Tensor:
@@ -122,13 +174,13 @@ def _again(blocks: Blocks, power: Tensor, signed: bool) -> Tensor:
         if int(agreed.sum()) < FEWEST:
             return power
         measured = blocks.parity != parity
-        energy = blocks.energy[agreed][:, measured] / points.log_variance[agreed].exp()[:, None]
+        energy = blocks.energy[agreed][:, measured] / points.log_variance[agreed].exp()[:, None].float()
         new[measured] = _median_power(energy)
     return _smoothed(new, blocks.shape)
 
 
 def _median_power(energy: Tensor) -> Tensor:
-    return energy.quantile(0.5, dim=0) / CHI2_MEDIAN
+    return energy.double().quantile(0.5, dim=0) / CHI2_MEDIAN
 
 
 def _share(index: Tensor) -> int:

@@ -9,8 +9,10 @@ regions, so that a map is taken only if it predicts blocks that it has not seen 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,8 +43,9 @@ FOLDS = 4
 REGION_BLOCKS = 2.0
 """Edge of a region that is left out as a whole, in block edges."""
 
-SLOPE = 0.01
-"""Penalty on the difference of neighbouring coefficients, in shares of the weight of the blocks behind one."""
+BEND, STIFF = 0.003, 0.01
+"""Penalty on the second differences of neighbouring coefficients, in shares of the weight of the blocks behind one,
+and that on their differences, in shares of the first."""
 
 EXPLAINED = 1.2
 """Loss of one level, in units of the chance one, below which there is nothing to explain."""
@@ -54,7 +57,11 @@ to this share of that of the best so far."""
 LEAST_RANGE = 1.1
 """Ratio of standard deviations over the blocks (95th over 5th percentile) below which there is no map."""
 
-ROUNDS = 12
+ROUNDS, SETTLED = 12, 0.02
+"""Most rounds of a regression, and the change in standard deviations at which it ends."""
+
+Splines = tuple[int, ...]
+"""Intervals of splines along each axis, none where they are constant."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,14 @@ class Variation:
         return field.float()
 
 
-def variation_of(points: Points, rho: float, shape: Sequence[int], edges: Sequence[int], seed: int) -> Variation:
+def variation_of(
+    points: Points,
+    rho: float,
+    shape: Sequence[int],
+    edges: Sequence[int],
+    seed: int,
+    tried: Mapping[Splines, Splines] | None = None,
+) -> Variation:
     """The variation that flat blocks show of their variance over ``mean**rho``; constant if none is significant.
 
     Parameters
@@ -110,6 +124,8 @@ def variation_of(points: Points, rho: float, shape: Sequence[int], edges: Sequen
         Edges of a block.
     seed
         Seed of the choice of blocks for the comparison.
+    tried
+        Splines to compare, and the coarser ones that must have gained before each is tried; all by default.
     """
     volume = tuple(shape)
     one = (0,) * len(volume)
@@ -124,10 +140,13 @@ def variation_of(points: Points, rho: float, shape: Sequence[int], edges: Sequen
     best, least = one, _prediction_error(some, rho, one, volume, fold)
     if least < EXPLAINED:
         return fitted(points, rho, one, volume)
-    for splines in _candidates(volume, edges):
-        error = _prediction_error(some, rho, splines, volume, fold)
-        if error < GAIN * least:
-            best, least = splines, error
+    errors = {one: least}
+    for splines, coarser in (tried or _candidates(volume, edges)).items():
+        if coarser != one and errors.get(coarser, math.inf) >= errors[one]:
+            continue
+        errors[splines] = _prediction_error(some, rho, splines, volume, fold)
+        if errors[splines] < GAIN * least:
+            best, least = splines, errors[splines]
     found = fitted(points, rho, best, volume)
     low, high = (found.at(points.centre) / 2).exp().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
     return found if high > LEAST_RANGE * low else fitted(points, rho, one, volume)
@@ -135,16 +154,23 @@ def variation_of(points: Points, rho: float, shape: Sequence[int], edges: Sequen
 
 def fitted(points: Points, rho: float, intervals: tuple[int, ...], shape: tuple[int, ...]) -> Variation:
     """The variation by some splines: a regression of the low end, as structure only adds."""
-    values, splines = points.over(rho), _splines(points.centre, intervals, shape)
     sizes = _sizes(intervals)
-    penalty = _slopes(sizes) * SLOPE / splines.shape[1]
+    found = _low_end(points.over(rho), _splines(points.centre, intervals, shape), _bends(sizes), points.scatter)
+    return Variation(found.reshape(sizes) - log_chi2_quantile(LOW_END, points.degrees), shape)
+
+
+def _low_end(values: Tensor, splines: Tensor, penalty: Tensor, scatter: float) -> Tensor:
+    """Coefficients of the splines at the low end of the values, by iteratively reweighted least squares."""
+    penalty = penalty * BEND / splines.shape[1]
     found = values.quantile(LOW_END).expand(splines.shape[1])
     for _ in range(ROUNDS):
         off = values - splines @ found
-        weight = _tilt(off) * points.scatter / off.abs().clamp_min(CLOSE * points.scatter)
+        weight = _tilt(off) * scatter / off.abs().clamp_min(CLOSE * scatter)
         weighted = splines * weight[:, None]
-        found = torch.linalg.lstsq(weighted.T @ splines + penalty * weight.sum(), weighted.T @ values).solution
-    return Variation(found.reshape(sizes) - log_chi2_quantile(LOW_END, points.degrees), shape)
+        last, found = found, torch.linalg.solve(weighted.T @ splines + penalty * weight.sum(), weighted.T @ values)
+        if float((found - last).abs().max()) < SETTLED * scatter:
+            break
+    return found
 
 
 def _tilt(off: Tensor) -> Tensor:
@@ -152,19 +178,24 @@ def _tilt(off: Tensor) -> Tensor:
     return torch.where(off > 0, LOW_END, 1 - LOW_END)
 
 
-def _candidates(shape: tuple[int, ...], edges: Sequence[int]) -> list[tuple[int, ...]]:
-    """Splines to compare, from few to many: profiles along one axis, maps over some, maps over all axes."""
+def _candidates(shape: tuple[int, ...], edges: Sequence[int]) -> dict[Splines, Splines]:
+    """Splines to compare, from few to many, and the coarser ones that must have gained before each is tried.
+
+    Profiles along one axis, maps over some axes, maps over all.
+    """
     room = [size // edge if size > edge else 0 for size, edge in zip(shape, edges, strict=True)]
     axes = range(len(shape))
-    profiles = [tuple(min(n, MOST_INTERVALS) if a == axis else 0 for a in axes) for axis, n in enumerate(room)]
-    maps = [
-        tuple(min(count, n) if a in over else 0 for a, n in enumerate(room))
-        for count in MAP_INTERVALS
-        for number in range(1, len(shape) + 1)
-        for over in itertools.combinations(axes, number)
-    ]
-    found = {c for c in (*profiles, *maps) if any(c)}
-    return sorted(found, key=lambda c: (torch.Size(_sizes(c)).numel(), c))
+    one = (0,) * len(shape)
+    found = {tuple(min(n, MOST_INTERVALS) if a == axis else 0 for a in axes): one for axis, n in enumerate(room)}
+    for number in range(1, len(shape) + 1):
+        for over in itertools.combinations(axes, number):
+            coarser = one
+            for count in MAP_INTERVALS:
+                splines = tuple(min(count, n) if a in over else 0 for a, n in enumerate(room))
+                found.setdefault(splines, coarser)
+                coarser = splines
+    found.pop(one, None)
+    return dict(sorted(found.items(), key=lambda item: (torch.Size(_sizes(item[0])).numel(), item[0])))
 
 
 def _sizes(intervals: Sequence[int]) -> tuple[int, ...]:
@@ -183,14 +214,13 @@ def _prediction_error(
     points: Points, rho: float, intervals: tuple[int, ...], shape: tuple[int, ...], fold: Tensor
 ) -> float:
     """Mean quantile loss of blocks left out, in units of the chance one, deviations held at the rejection."""
-    errors = []
+    values, splines, errors = points.over(rho), _splines(points.centre, intervals, shape), []
     for part in range(FOLDS):
-        left_out = fold == part
-        if not bool(left_out.any()) or bool(left_out.all()):
+        unseen = fold == part
+        if not bool(unseen.any()) or bool(unseen.all()):
             continue
-        seen, unseen = points.where(~left_out), points.where(left_out)
-        low_end = fitted(seen, rho, intervals, shape).at(unseen.centre) + log_chi2_quantile(LOW_END, points.degrees)
-        off = ((unseen.over(rho) - low_end) / points.scatter).clamp(-REJECTED, REJECTED)
+        found = _low_end(values[~unseen], splines[~unseen], _bends(_sizes(intervals)), points.scatter)
+        off = ((values[unseen] - splines[unseen] @ found) / points.scatter).clamp(-REJECTED, REJECTED)
         errors.append(_tilt(off) * off.abs())
     return float(torch.cat(errors).mean()) / CHANCE_LOSS if errors else float("inf")
 
@@ -210,16 +240,19 @@ def _splines(centre: Tensor, intervals: Sequence[int], shape: Sequence[int]) -> 
     return out
 
 
-def _slopes(sizes: Sequence[int]) -> Tensor:
-    """Matrix of the sum of squared differences of neighbouring coefficients."""
+@cache
+def _bends(sizes: tuple[int, ...]) -> Tensor:
+    """Matrix of the sum of squared second differences of neighbouring coefficients, and a little of the first ones.
+
+    Second differences leave slopes as they are: the map goes on where no block tells. The first keep it bounded.
+    """
     count = torch.Size(sizes).numel()
-    index = torch.arange(count).view(tuple(sizes))
     out = torch.zeros(count, count, dtype=torch.float64)
     for axis, size in enumerate(sizes):
-        for a, b in itertools.pairwise(range(size)):
-            i, j = index.select(axis, a).flatten(), index.select(axis, b).flatten()
-            out[i, i] += 1
-            out[j, j] += 1
-            out[i, j] -= 1
-            out[j, i] -= 1
+        along = torch.eye(size, dtype=torch.float64)
+        for order, share in ((1, STIFF), (2, 1.0)):
+            difference = along.diff(n=order, dim=0)
+            square = share * difference.T @ difference
+            before, behind = (torch.eye(torch.Size(part).numel()) for part in (sizes[:axis], sizes[axis + 1 :]))
+            out += torch.kron(torch.kron(before.double(), square), behind.double())
     return out

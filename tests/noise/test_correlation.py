@@ -12,7 +12,7 @@ from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, Poisson
-from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.correlation import Correlation, cosines
 from n2s_med.noise.scan import ScanNoise
 
 AXIS_KERNELS = {
@@ -67,6 +67,18 @@ def test_autocorrelation_is_the_samples(anisotropic: Correlation) -> None:
         assert anisotropic.autocorrelation(lag) == pytest.approx(float(sample), abs=0.01)
     assert anisotropic.autocorrelation((0, 0, 0)) == pytest.approx(1)
     assert anisotropic.autocorrelation((9, 0, 0)) == 0
+
+
+@pytest.mark.parametrize("edges", [(8, 6, 4), (5, 5, 2)], ids=str)
+def test_power_of_blocks_is_the_samples(anisotropic: Correlation, edges: tuple[int, ...]) -> None:
+    """By cosines of blocks cut from a larger volume; together they hold the variance of every voxel."""
+    noise = anisotropic.color(torch.randn(3000, 12, 12, 12, generator=seeded())).double()
+    spectrum = noise[(..., *(slice(0, n) for n in edges))]
+    for axis, size in enumerate(edges, start=1):
+        spectrum = torch.movedim(torch.tensordot(spectrum, cosines(size), ([axis], [1])), -1, axis)
+    power = anisotropic.block_power(edges)
+    close(power / spectrum.square().mean(0), torch.ones(edges, dtype=torch.float64), rtol=0.15, atol=0)
+    assert float(power.sum()) == pytest.approx(math.prod(edges), rel=1e-5)
 
 
 def test_operator_is_symmetric(anisotropic: Correlation) -> None:

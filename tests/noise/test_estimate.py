@@ -14,7 +14,7 @@ from torch import Tensor
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
-from n2s_med.noise.estimate import Estimate, estimate
+from n2s_med.noise.estimate import WHITE_BELOW, Estimate, estimate
 from n2s_med.noise.lattice import quantum_of
 from n2s_med.noise.points import mode
 from n2s_med.phantoms import brain_phantom, ct_phantom, pet_phantom
@@ -148,12 +148,12 @@ def test_levels_of_phantoms(name: str) -> None:
 @pytest.mark.parametrize("sigma", [5.0, 10.0, 25.0])
 @pytest.mark.parametrize("width", [None, 0.8])
 def test_sharp_volume_with_little_noise(sigma: float, width: float | None) -> None:
-    """A sharp MR in 0..255: white to 2 %, correlated to 6 %, as texture then has the noise's own spectrum."""
+    """A sharp MR in 0..255: the level to 2 %, white or correlated, though texture then has the noise's own spectrum."""
     x = 255 * brain()
-    white = torch.randn(x.shape, generator=seeded(3))
-    result = found(x + sigma * (kernel(width).color(white) if width else white), "gaussian")
-    assert result.noise.law.parameters["sigma"] == pytest.approx(sigma, rel=0.06 if width else 0.02)
-    assert result.neighbour_correlation == pytest.approx([0.62, 0.62, 0] if width else [0, 0, 0], abs=0.03)
+    correlation = kernel(width) if width else Correlation.white()
+    result = found(x + sigma * correlation.color(torch.randn(x.shape, generator=seeded(3))), "gaussian")
+    assert result.noise.law.parameters["sigma"] == pytest.approx(sigma, rel=0.02)
+    assert result.neighbour_correlation == pytest.approx(correlation.neighbours, abs=0.03)
 
 
 def test_power_on_few_shades_of_small_organs() -> None:
@@ -220,11 +220,11 @@ def test_correlation_of_neighbours(width: float) -> None:
     noise = true.color(torch.randn(balls().shape, generator=seeded()))
     result = found(balls() - 150 + 10 * noise, "gaussian")
     wanted = [true.autocorrelation(lag) for lag in ([1, 0, 0], [0, 1, 0], [0, 0, 1])]
-    assert result.neighbour_correlation == pytest.approx(wanted, abs=0.1)
+    assert result.neighbour_correlation == pytest.approx(wanted, abs=0.05)
     assert not result.noise.correlation.is_white
     measured = [result.noise.correlation.autocorrelation(lag) for lag in ([1, 0, 0], [0, 1, 0], [0, 0, 1])]
-    assert measured == pytest.approx(wanted, abs=0.1)
-    assert result.noise.law.parameters["sigma"] == pytest.approx(10, rel=0.1)
+    assert measured == pytest.approx(wanted, abs=0.05)
+    assert result.noise.law.parameters["sigma"] == pytest.approx(10, rel=0.05)
 
 
 @pytest.mark.parametrize("law", [Gaussian(10.0), Poisson(1.0), Gamma(50.0)], ids=str)
@@ -234,7 +234,7 @@ def test_white_is_called_white(law: NoiseModel, shape: tuple[int, ...]) -> None:
     result = found(law.sample(x, seeded()), law.name)
     assert result.noise.correlation.is_white
     assert result.noise.correlation.kernel.ndim == len(shape)
-    assert max(map(abs, result.neighbour_correlation)) < 0.1
+    assert max(map(abs, result.neighbour_correlation)) < WHITE_BELOW
 
 
 def test_whitened_noise_of_flat_regions_is_white() -> None:
@@ -246,7 +246,7 @@ def test_whitened_noise_of_flat_regions_is_white() -> None:
     white = torch.fft.ifftn(torch.fft.fftn(noise) / response).real
     for axis in range(3):
         lagged = (white * white.roll(1, axis)).mean() / white.square().mean()
-        assert abs(float(lagged)) < 0.1
+        assert abs(float(lagged)) < 0.03
 
 
 def _impulse(shape: tuple[int, ...]) -> Tensor:
@@ -291,7 +291,7 @@ def test_a_varying_level_is_mapped(of: str, field: Callable[[tuple[int, ...]], T
     assert isinstance(law.sigma, Tensor)
     off = (law.sigma / sigma).log().abs().flatten()
     assert float(off[::7].quantile(0.9)) < 0.1
-    assert law.parameters["sigma"] == pytest.approx(float(sigma.median()), rel=0.05)
+    assert law.parameters["sigma"] == pytest.approx(float(sigma.median()), rel=0.03)
 
 
 @pytest.mark.parametrize(("law", "level"), [(Tweedie(1.5, 0.2), "dispersion"), (Gamma(50.0), "k")], ids=str)
@@ -392,8 +392,8 @@ def test_real_mr(real_data: Path) -> None:
     y = volume.as_tensor()[0]
     result = estimate(y, torch.ones_like(y, dtype=torch.bool), volume.meta["spacing_mm"], "gaussian", magnitude=True)
     assert result.fits
-    assert 10 < result.noise.law.parameters["sigma"] < 16
-    assert result.neighbour_correlation == pytest.approx([0.1, 2 / math.pi, 0], abs=0.1)
+    assert 9 < result.noise.law.parameters["sigma"] < 16  # of a map its median
+    assert result.neighbour_correlation == pytest.approx([0.1, 2 / math.pi, 0], abs=0.12)
 
 
 def test_air_below_the_shades_measured_is_left_as_it_is() -> None:

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""Bias of regional means at few counts, formula by formula, against the truth and the noisy data's own mean.
+
+    python benchmarks/low_counts.py --seeds 2
+
+Counts of the PET phantom are drawn at several means of its background and denoised by the base weights as they are.
+Background and hot spheres' cores are then averaged. Written as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from n2s_med.atomic import whole
+from n2s_med.compute import Compute, set_threads
+from n2s_med.denoise import DenoiseOptions, Denoiser, UnitData
+from n2s_med.noise import Poisson
+from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.phantoms import PetPhantom, pet_phantom
+from n2s_med.score import base_model
+
+MEANS = (20.0, 5.0, 2.0, 1.0, 0.5)
+PROBES = 2
+RETURNED = (1.5, 2.0, 3.0)
+"""Widths in voxels (SD) of the neighbourhoods whose means are made those of the data."""
+
+HEAD = ("mean counts", "estimate", "RMS error", "background", "against the data", "hot spheres", "against the data")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw, denoise, average and write; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--means", nargs="+", type=float, default=list(MEANS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("docs/low_counts.md"))
+    options = parser.parse_args(argv)
+    set_threads(options.threads)
+    phantom, rows = pet_phantom(), []
+    for mean in options.means:
+        runs = [_run(phantom, mean, seed) for seed in range(options.seeds)]
+        for name in runs[0]:
+            figures = [statistics.fmean(values) for values in zip(*(run[name] for run in runs), strict=True)]
+            rows.append([f"{mean:g}", name, f"{figures[0]:.3f}", *(f"{100 * bias:+.2f} %" for bias in figures[1:])])
+            print(" | ".join(rows[-1]), flush=True)
+    with whole(options.out, overwrite=True) as partial:
+        partial.write_text(_page(rows, options), encoding="utf-8")
+    return 0
+
+
+def _run(phantom: PetPhantom, mean: float, seed: int) -> Mapping[str, list[float]]:
+    """RMS error in units of the root of the mean count, and biases, of each estimate."""
+    x = phantom.activity * (mean / float(phantom.activity[phantom.background].mean()))
+    y = Poisson(1.0).sample(x, torch.Generator().manual_seed(seed))
+    regions = (phantom.background, phantom.sphere_cores[_hot(phantom)].any(0))
+    out = {}
+    for name, x_hat in {"the data": y, **_estimates(y, seed)}.items():
+        error = float((x_hat - x).square().mean().sqrt()) / mean**0.5
+        biases = [float(x_hat[r].mean() / of[r].mean()) - 1 for r in regions for of in (x, y)]
+        out[name] = [error, *biases]
+    return out
+
+
+def _hot(phantom: PetPhantom) -> Tensor:
+    return torch.tensor([sphere.contrast > 1 for sphere in phantom.spheres])
+
+
+def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
+    """The counts denoised by each formula, all from one score and one set of probes."""
+    law = Poisson(1.0)
+    noise = ScanNoise(law, Correlation.white(), law.quantum)
+    data = UnitData(y, torch.ones_like(y, dtype=torch.bool), noise)
+    model = base_model(3).centred(float(data[tuple(slice(0, n) for n in y.shape)].mean()))
+    found = {
+        name: Denoiser(model, noise, Compute.choose(), DenoiseOptions(flips=False, formula=name, seed=seed))(y).x_hat
+        for name in ("mean", "published")
+    }
+    sd = Denoiser(model, noise, Compute.choose(), DenoiseOptions(flips=False, sd_probes=PROBES, seed=seed))(y)
+    assert sd.sd is not None
+    first = found["mean"]
+    unit = sd.sd.square() / law.variance(first.clamp_min(1e-6))  # of the posterior, in noise variances
+    score = (found["published"].clamp_min(1e-6) / (y + 0.5)).log()  # its own formula, solved for the score
+    slope = law.score_derivative_from_unit(y, (score - law.unit_curvature(y)[0]) / law.unit_slope(y), unit - 1)
+    found["second order"] = law.posterior_mean(y, score, slope)
+    for width in RETURNED:
+        found[f"mean, local means of the data over {width:g} voxels"] = first * (
+            _smooth(y, width) / _smooth(first, width).clamp_min(1e-6)
+        )
+    return found
+
+
+def _smooth(volume: Tensor, width: float) -> Tensor:
+    """Gaussian mean over a neighbourhood, mirrored at the borders."""
+    reach = int(3 * width)
+    line = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * width**2))
+    for axis in range(volume.ndim):
+        size = volume.shape[axis]
+        at = torch.arange(-reach, size + reach)
+        at = torch.where(at < 0, -1 - at, torch.where(at >= size, 2 * size - 1 - at, at))
+        padded = volume.index_select(axis, at).unfold(axis, 2 * reach + 1, 1)
+        volume = padded @ (line / line.sum())
+    return volume
+
+
+def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *rows))
+    return f"""\
+# Few counts
+
+Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), base
+weights without adaptation, law and level known, without the averaging over flips. Mean counts: of the warm background.
+RMS error over all voxels, in roots of that mean. Biases of the mean of the background and of the four hot spheres'
+cores against the truth, and against the mean of the noisy counts in the same voxels. Second order: with the posterior
+variance, by {PROBES} probes. Local means of the data: the estimate by the formula of the mean times the ratio of what
+the data and the estimate have in a Gaussian neighbourhood.
+
+{table}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
