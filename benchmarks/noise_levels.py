@@ -171,7 +171,7 @@ def level_of(law: NoiseModel) -> float:
 
 
 def _level_ratio(found: NoiseModel, true: NoiseModel, at: torch.Tensor) -> float:
-    """Level found over the true one, of a map the median; where the exponent is measured too, the ratio of variances."""
+    """Level found over the true one, of a map the median; where the exponent is measured too, ratio of variances."""
     if true.fixed_power is None:
         return float((found.variance(at) / true.variance(at)).median())
     return level_of(found) / level_of(true)
