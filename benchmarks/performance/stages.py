@@ -18,8 +18,9 @@ from typing import Any
 
 STEP_LENGTH, NETWORK, AROUND = "step length by SURE", "network", "denoising, but for the network"
 
+READING = "reading"
 STAGES = {
-    "read": "reading",
+    "survey": READING,
     "scans_of": "noise",
     "residual_of": "checks",
     "verdicts": "checks",
@@ -101,6 +102,7 @@ def main(told: Path, source: str, target: str) -> None:
         from n2s_med.score.stream import StreamedNetwork
     for name, stage in STAGES.items():
         clock.wrap(denoise, name, stage)
+    clock.wrap(denoise.Source, "load", READING)
     clock.wrap(Denoiser, "__call__", AROUND)
     clock.wrap(Denoiser, "_measure", STEP_LENGTH)
     clock.wrap_network(StreamedNetwork)
