@@ -10,32 +10,49 @@ For sites of their own, ``--job DIR`` writes the job that ``nvflare job submit``
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from client import KEY_METRIC
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
 from nvflare.recipe import SimEnv
 
 from n2s_med.bundle import bundle_network
-from n2s_med.errors import ConfigurationError
+from n2s_med.errors import ConfigurationError, ModelError
 
-SERVER_FILES = {"best.pt": "best_FL_global_model.pt", "last.pt": "FL_global_model.pt"}
+SERVER_FILES = {"last.pt": "FL_global_model.pt", "best.pt": "best_FL_global_model.pt"}
 """What NVFlare calls the weights that it keeps."""
+
+START = "initial.pt"
+"""The bundle's weights, with which the federation starts, as they are called in the job."""
 
 
 def main() -> None:
     """Make the job, and run or export it."""
     options = _options()
+    # What NVFlare is given by a relative path it puts into the job; an absolute path would have to hold at every site.
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        _make(options)
+
+
+def _make(options: argparse.Namespace) -> None:
+    """Make the job from files in the working directory, and run or export it."""
+    torch.save(bundle_network(options.bundle).state_dict(), START)
+    shutil.copy(Path(__file__).with_name("client.py"), "client.py")
     recipe = FedAvgRecipe(
         name=f"n2s-med-{options.bundle.name}",
-        model=bundle_network(options.bundle),
+        model_persistor=PTFileModelPersistor(source_ckpt_file_full_name=START, load_device="cpu"),
         min_clients=options.clients,
         num_rounds=options.rounds,
-        train_script=str(Path(__file__).with_name("client.py")),
+        train_script="client.py",
         train_args=_words(options),
         key_metric=KEY_METRIC,
     )
+    recipe.add_server_file(START)
     if options.job:
         recipe.export(str(options.job))
         print(options.job)
@@ -45,7 +62,9 @@ def main() -> None:
     run = recipe.execute(environment)
     result = Path(str(run.get_result()))
     for name, kept in SERVER_FILES.items():
-        (found,) = result.rglob(kept)
+        found = next(result.rglob(kept), None)
+        if found is None:
+            raise ModelError(f"the federation kept no {name}", remedy="give --rounds 2 or more", path=result)
         state = torch.load(found, map_location="cpu", weights_only=True)["model"]
         torch.save(state, options.work / name)
         print(options.work / name)
@@ -54,7 +73,7 @@ def main() -> None:
 def _words(options: argparse.Namespace) -> str:
     """Arguments of ``client.py``, in one line that NVFlare splits at every blank."""
     words = [
-        *("--bundle", str(options.bundle), "--data", options.data, "--work", str(options.work)),
+        *("--bundle", str(options.bundle), "--data", str(options.data), "--work", str(options.work)),
         *("--local_epochs", str(options.local_epochs), "--steps_per_epoch", str(options.steps_per_epoch)),
         *("--patch", str(options.patch)),
     ]
@@ -64,17 +83,24 @@ def _words(options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
+def _path(name: str) -> Path:
+    """A path that holds in any working directory."""
+    return Path(name).resolve()
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=lambda name: Path(name).resolve(), required=True)
-    parser.add_argument("--data", required=True, help="scans of each site, as --dataset_dir of the bundle; %%site%%")
-    parser.add_argument("--work", type=lambda name: Path(name).resolve(), required=True, help="folder for all results")
+    parser.add_argument("--bundle", type=_path, required=True)
+    parser.add_argument(
+        "--data", type=_path, required=True, help="scans of each site, as --dataset_dir of the bundle; %%site%%"
+    )
+    parser.add_argument("--work", type=_path, required=True, help="folder for all results")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--steps_per_epoch", type=int, default=50)
     parser.add_argument("--patch", type=int, default=32)
-    parser.add_argument("--job", type=Path, help="write the job here, and run nothing")
+    parser.add_argument("--job", type=_path, help="write the job here, and run nothing")
     return parser.parse_args()
 
 
