@@ -169,8 +169,10 @@ class Denoiser:
         """
         shape = y.shape[: self.spatial_dims]
         y_flat = y.reshape(shape)
-        admitted = self.noise.admits(y_flat)
-        u = UnitData(y_flat, admitted if valid is None else valid.reshape(shape) & admitted, self.noise)
+        inside = torch.ones(shape, dtype=torch.bool) if valid is None else valid.reshape(shape).clone()
+        for region in slabs(shape, max(1, CHECKED // math.prod(shape[:-1]))):
+            inside[region] &= self.noise.admits(y_flat[region])
+        u = UnitData(y_flat, inside, self.noise)
         figures, curve = self._measure(u)
         done, total = 0, y_flat.shape[-1] * (len(self.flips) + 2 * self.options.sd_probes)
 
