@@ -13,9 +13,12 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from records import grid
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from n2s_med.atomic import whole
@@ -79,15 +82,14 @@ def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
     noise = ScanNoise(law, Correlation.white(), law.quantum)
     data = UnitData(y, torch.ones_like(y, dtype=torch.bool), noise)
     model = base_model(3).centred(float(data[tuple(slice(0, n) for n in y.shape)].mean()))
-    found = {
-        name: Denoiser(model, noise, Compute.choose(), DenoiseOptions(flips=False, formula=name, seed=seed))(y).x_hat
-        for name in ("mean", "published")
-    }
-    sd = Denoiser(model, noise, Compute.choose(), DenoiseOptions(flips=False, sd_probes=PROBES, seed=seed))(y)
-    assert sd.sd is not None
-    first = found["mean"]
-    unit = sd.sd.square() / law.variance(first.clamp_min(1e-6))  # of the posterior, in noise variances
-    score = (found["published"].clamp_min(1e-6) / (y + 0.5)).log()  # its own formula, solved for the score
+    options = DenoiseOptions(flips=False, seed=seed)
+    told = Denoiser(model, noise, Compute.choose(), replace(options, sd_probes=PROBES))(y)
+    assert told.sd is not None
+    first = told.x_hat
+    published = Denoiser(model, noise, Compute.choose(), replace(options, formula="published"))(y).x_hat
+    found = {"mean": first, "published": published}
+    unit = told.sd.square() / law.variance(first.clamp_min(1e-6))  # of the posterior, in noise variances
+    score = (published.clamp_min(1e-6) / (y + 0.5)).log()  # its own formula, solved for the score
     slope = law.score_derivative_from_unit(y, (score - law.unit_curvature(y)[0]) / law.unit_slope(y), unit - 1)
     found["second order"] = law.posterior_mean(y, score, slope)
     for width in RETURNED:
@@ -99,19 +101,10 @@ def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
 
 def _smooth(volume: Tensor, width: float) -> Tensor:
     """Gaussian mean over a neighbourhood, mirrored at the borders."""
-    reach = int(3 * width)
-    line = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / (2 * width**2))
-    for axis in range(volume.ndim):
-        size = volume.shape[axis]
-        at = torch.arange(-reach, size + reach)
-        at = torch.where(at < 0, -1 - at, torch.where(at >= size, 2 * size - 1 - at, at))
-        padded = volume.index_select(axis, at).unfold(axis, 2 * reach + 1, 1)
-        volume = padded @ (line / line.sum())
-    return volume
+    return torch.as_tensor(gaussian_filter(volume.numpy(), width, mode="reflect", radius=int(3 * width)))
 
 
 def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), *rows))
     return f"""\
 # Few counts
 
@@ -122,7 +115,7 @@ cores against the truth, and against the mean of the noisy counts in the same vo
 variance, by {PROBES} probes. Local means of the data: the estimate by the formula of the mean times the ratio of what
 the data and the estimate have in a Gaussian neighbourhood.
 
-{table}
+{grid(HEAD, rows)}
 """
 
 

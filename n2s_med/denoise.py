@@ -170,7 +170,7 @@ class Denoiser:
         shape = y.shape[: self.spatial_dims]
         y_flat = y.reshape(shape)
         inside = torch.ones(shape, dtype=torch.bool) if valid is None else valid.reshape(shape).clone()
-        for region in slabs(shape, max(1, CHECKED // math.prod(shape[:-1]))):
+        for region in _pieces(shape):
             inside[region] &= self.noise.admits(y_flat[region])
         u = UnitData(y_flat, inside, self.noise)
         figures, curve = self._measure(u)
@@ -237,12 +237,14 @@ class Denoiser:
         The network was never shown less than unit noise, and white noise of a third of it makes it say anything. The
         amount goes by the local variance of the detail; what is added depends on the place alone.
         """
+        whiteness = ScoreUNet.whiteness(self.noise.correlation.traits[None])
+        if not whiteness:
+            return torch.zeros([s.stop - s.start for s in region])
         outer = grown(region, u.shape, (QUIET_MARGIN,) * len(u.shape))
         energy = ScoreUNet.split(u[outer][None, None])[0].square()
         for _ in range(2):
-            energy = ScoreUNet.split(energy)[1]
+            energy = ScoreUNet.smoothed(energy)
         share = energy[0, 0][within(region, outer)] / ScoreUNet.detail_variance(len(u.shape))
-        whiteness = (1 - 2 * self.noise.correlation.traits[: len(u.shape)].mean()).clamp(0, 1)
         amount = whiteness * (QUIET - share).clamp_min(0).sqrt()
         if not amount.any():
             return amount
@@ -354,7 +356,7 @@ class UnitData:
         if not voxels:
             raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
         some, lowest, highest = [], math.inf, -math.inf
-        for region in slabs(y.shape, max(1, CHECKED // math.prod(y.shape[:-1]))):
+        for region in _pieces(y.shape):
             inside = y[region][valid[region]]
             if inside.numel():
                 self._check(inside)
@@ -382,6 +384,11 @@ class UnitData:
 
     def __getitem__(self, region: Region) -> Tensor:
         return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def _pieces(shape: Sequence[int]) -> Iterator[Region]:
+    """A volume in pieces of so many planes as are checked at once."""
+    return slabs(shape, max(1, CHECKED // math.prod(shape[:-1])))
 
 
 def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:

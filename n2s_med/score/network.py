@@ -109,10 +109,20 @@ class ScoreUNet(nn.Module):
     @staticmethod
     def split(v: Tensor) -> tuple[Tensor, Tensor]:
         """Detail ``v - G v`` and base ``G v``."""
-        base = v
-        for axis in range(2, v.ndim):
-            base = _smooth(base, axis)
+        base = ScoreUNet.smoothed(v)
         return v - base, base
+
+    @staticmethod
+    def smoothed(v: Tensor) -> Tensor:
+        """The binomial filter ``G`` of volumes (N, C, spatial)."""
+        for axis in range(2, v.ndim):
+            v = _smooth(v, axis)
+        return v
+
+    @staticmethod
+    def whiteness(traits: Tensor) -> Tensor:
+        """One for white noise, down to zero where neighbours correlate by a half, shape (N,)."""
+        return (1 - 2 * traits[:, : traits.shape[1] // 2].mean(dim=1)).clamp(0, 1)
 
     def features(self, detail: Tensor, base: Tensor) -> Tensor:
         """What the first convolution sees."""
@@ -132,15 +142,12 @@ class ScoreUNet(nn.Module):
 
         The network was never shown less than unit noise, and may say anything there.
         """
-        energy = detail.square()
-        for axis in range(2, energy.ndim):
-            energy = _smooth(energy, axis)
+        energy = ScoreUNet.smoothed(detail.square())
         return ((energy - STILL[0]) / (STILL[1] - STILL[0])).clamp(0, 1)
 
     def score(self, correction: Tensor, detail: Tensor, noisy: Tensor, traits: Tensor) -> Tensor:
         """``R`` from what the last convolution gives."""
-        smoothing = (1 - 2 * traits[:, : self.spatial_dims].mean(dim=1)).clamp(0, 1)
-        white = smoothing.view(-1, *(1,) * (detail.ndim - 1))
+        white = self.whiteness(traits).view(-1, *(1,) * (detail.ndim - 1))
         weak = detail / (1 + (detail / SOFT).square())
         return correction * (1 - white * (1 - noisy)) - white * weak
 
