@@ -18,12 +18,12 @@ from typing import Any
 
 STEP_LENGTH, NETWORK, AROUND = "step length by SURE", "network", "denoising, but for the network"
 
-READING = "reading"
+READING, CHECKS = "reading", "checks"
 STAGES = {
     "survey": READING,
     "scans_of": "noise",
-    "residual_of": "checks",
-    "verdicts": "checks",
+    "residual_of": CHECKS,
+    "verdicts": CHECKS,
     "write": "writing",
     "write_report": "report",
 }
@@ -98,10 +98,10 @@ def main(told: Path, source: str, target: str) -> None:
     with clock.stage("imports"):
         from n2s_med import cli
         from n2s_med.denoise import Denoiser
-        from n2s_med.jobs import denoise
+        from n2s_med.jobs import denoise, outcome
         from n2s_med.score.stream import StreamedNetwork
     for name, stage in STAGES.items():
-        clock.wrap(denoise, name, stage)
+        clock.wrap(outcome if stage == CHECKS else denoise, name, stage)
     clock.wrap(denoise.Source, "load", READING)
     clock.wrap(Denoiser, "__call__", AROUND)
     clock.wrap(Denoiser, "_measure", STEP_LENGTH)

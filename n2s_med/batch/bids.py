@@ -21,7 +21,7 @@ from n2s_med.batch.manifest import NAME, Record, State
 from n2s_med.batch.plan import Step, stat_hash
 from n2s_med.batch.task import Task
 from n2s_med.errors import InputError, OutputError
-from n2s_med.jobs.denoise import stem_name
+from n2s_med.jobs.places import stem_name
 from n2s_med.volumes import is_nifti_name
 
 VERSION = "1.10.0"

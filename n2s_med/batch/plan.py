@@ -16,7 +16,8 @@ from n2s_med.atomic import check_apart
 from n2s_med.batch.manifest import Record, State
 from n2s_med.batch.task import Task, content_hash
 from n2s_med.errors import InputError
-from n2s_med.jobs.denoise import DenoiseJob, sd_maps, slug, stem_name
+from n2s_med.jobs.denoise import DenoiseJob
+from n2s_med.jobs.places import sd_maps, slug, stem_name
 from n2s_med.score import ScoreModel
 from n2s_med.volumes import FileGroup, Refusal, file_groups, is_nifti_name
 

@@ -18,7 +18,8 @@ from monai.data import MetaTensor
 from n2s_med.atomic import whole
 from n2s_med.compute import Compute, PrecisionName, set_threads
 from n2s_med.errors import InputError, N2SError
-from n2s_med.jobs.denoise import DenoiseJob, Result, stem_name
+from n2s_med.jobs.denoise import DenoiseJob, Result
+from n2s_med.jobs.places import stem_name
 from n2s_med.score import ScoreModel, base_model
 from n2s_med.volumes import FileGroup
 

@@ -13,11 +13,12 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from n2s_med.bundle.processes import unwrapped
-from n2s_med.bundle.transforms import OUTCOME, Outcome, scans_with_noise
+from n2s_med.bundle.transforms import OUTCOME, scans_with_noise
 from n2s_med.compute import Compute, PrecisionName
 from n2s_med.denoise import DenoiseOptions
 from n2s_med.errors import ModelError
 from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
+from n2s_med.jobs.outcome import Outcome
 from n2s_med.modalities import modality_named
 from n2s_med.score import ScoreModel, ScoreUNet
 from n2s_med.score.patches import HeldOut
@@ -101,7 +102,8 @@ class TweedieInferer(Inferer):  # type: ignore[misc]
         Returns
         -------
         MetaTensor
-            The denoised volume, same shape, units and grid; its ``meta`` holds the :class:`Outcome`.
+            The denoised volume, same shape, units and grid; its ``meta`` holds the
+            :class:`~n2s_med.jobs.outcome.Outcome`.
 
         Raises
         ------

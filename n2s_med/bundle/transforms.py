@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,14 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 
-from n2s_med.denoise import Denoised
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.jobs.denoise import DenoiseJob
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest
+from n2s_med.jobs.outcome import Outcome
+from n2s_med.jobs.places import slug
 from n2s_med.jobs.scans import Scan, place_of, scans_of
 from n2s_med.modalities import modality_named
-from n2s_med.quality import residual_of, verdicts
-from n2s_med.score import OBJECTIVES, ScoreModel
+from n2s_med.score import OBJECTIVES
 from n2s_med.score.patches import PatchSampler
 from n2s_med.volumes import Source, read, valid_mask
 
@@ -30,50 +28,25 @@ NOISE = "noise"
 """Key of a volume's ``meta`` that holds the :class:`~n2s_med.jobs.noise.NoiseChoice` of each of its time points."""
 
 OUTCOME = "outcome"
-"""Key of a denoised volume's ``meta`` that holds its :class:`Outcome`."""
+"""Key of a denoised volume's ``meta`` that holds its :class:`~n2s_med.jobs.outcome.Outcome`."""
 
 Data = Mapping[Hashable, Any]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What denoising a volume gave besides its values.
+def outcome_of(volume: MetaTensor) -> Outcome:
+    """The outcome that a denoised volume carries.
 
-    Attributes
-    ----------
-    scans, parts
-        Its time points before, and after with their figures.
-    model
-        The model that was used, adapted or not.
-    times
-        What took how long, in seconds.
+    Raises
+    ------
+    InputError
+        If it carries none.
     """
-
-    scans: Sequence[Scan]
-    parts: Sequence[Denoised]
-    model: ScoreModel
-    times: Mapping[str, float]
-
-    @property
-    def estimates(self) -> list[Tensor]:
-        """The denoised time points (X, Y, Z) as they are written: where MR magnitude is Rician, without its bias."""
-        return [s.choice.corrected(p.x_hat, s.valid) for s, p in zip(self.scans, self.parts, strict=True)]
-
-    @classmethod
-    def of(cls, volume: MetaTensor) -> Outcome:
-        """The outcome that a denoised volume carries.
-
-        Raises
-        ------
-        InputError
-            If it carries none.
-        """
-        outcome = getattr(volume, "meta", {}).get(OUTCOME)
-        if not isinstance(outcome, cls):
-            raise InputError("the volume was not denoised here", remedy="use TweedieInferer as the inferer")
-        return outcome
+    outcome = getattr(volume, "meta", {}).get(OUTCOME)
+    if not isinstance(outcome, Outcome):
+        raise InputError("the volume was not denoised here", remedy="use TweedieInferer as the inferer")
+    return outcome
 
 
 class LoadScand(MapTransform):  # type: ignore[misc]
@@ -299,11 +272,9 @@ class MeasureScand(MapTransform):  # type: ignore[misc]
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Add the figures to an item."""
         (key,) = self.keys
-        outcome = Outcome.of(data[key])
+        outcome = outcome_of(data[key])
         scan, part = outcome.scans[0], outcome.parts[0]
-        noise = scan.choice.noise
-        residual = residual_of(scan.y, part.x_hat, scan.valid, noise)
-        checks = verdicts(residual, scan.y, part.x_hat, scan.valid, noise, part.figures)
+        residual, checks = outcome.judged(0)
         figures = {
             "risk": part.figures.risk,
             "step_sure": part.figures.step_sure,
@@ -360,15 +331,9 @@ class SaveScand(MapTransform):  # type: ignore[misc]
             If a file is there already and may not be replaced, or cannot be written.
         """
         for key in self.key_iterator(dict(data)):
-            outcome = Outcome.of(data[key])
-            result = self.job.deliver(
-                outcome.scans,
-                outcome.parts,
-                self.job.output / self._name(outcome.scans[0].volume),
-                outcome.model,
-                modality_named(str(self.job.modality)),
-                dict(outcome.times),
-            )
+            outcome = outcome_of(data[key])
+            target = self.job.output / self._name(outcome.scans[0].volume)
+            result = self.job.deliver(outcome, target, modality_named(str(self.job.modality)))
             log.info("%s: written to %s", result.label, result.output)
             for warning in result.warnings:
                 log.warning("%s: %s", result.label, warning)
@@ -378,7 +343,7 @@ class SaveScand(MapTransform):  # type: ignore[misc]
         """The file's name for NIfTI, else the label; numbered where it is taken."""
         nifti = volume.meta["format"] == "nifti"
         plain = Path(volume.meta["source"][0]).name if nifti else volume.meta["label"]
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", plain).strip("-")
+        name = slug(plain)
         number = 1
         while (numbered := name if number == 1 else f"{number:03d}_{name}").lower() in self.taken:
             number += 1

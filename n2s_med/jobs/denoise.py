@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,15 +28,15 @@ from n2s_med.errors import (
 )
 from n2s_med.jobs.fit import fit
 from n2s_med.jobs.noise import AUTO, NoiseRequest
+from n2s_med.jobs.outcome import Outcome
+from n2s_med.jobs.places import names_of, sd_map_of, sd_maps, stem_name
 from n2s_med.jobs.scans import Say, Scan, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
-from n2s_med.quality import Residual, quantities, residual_of, verdicts
-from n2s_med.report import JSONValue, Report, Verdict, write_report
+from n2s_med.report import Report, Verdict, write_report
 from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
 from n2s_med.volumes import (
-    NIFTI_SUFFIXES,
     Deidentifier,
     Provenance,
     Source,
@@ -190,7 +189,7 @@ class DenoiseJob:
 
     def _targets(self, sources: Sequence[Source]) -> list[Path]:
         """Where each scan goes; refused at once if something is there or the name does not fit the format."""
-        targets = [self.output] if len(sources) == 1 else [self.output / name for name in _names(sources)]
+        targets = [self.output] if len(sources) == 1 else [self.output / name for name in names_of(sources)]
         for source, target in zip(sources, targets, strict=True):
             if source.format == "nifti" and not is_nifti_name(target):
                 raise OutputError(
@@ -224,21 +223,10 @@ class DenoiseJob:
             trained = time.perf_counter()
             parts = self.denoise(scans, used)
             done = time.perf_counter()
-            result = self.deliver(
-                scans,
-                parts,
-                target,
-                used,
-                modality,
-                {
-                    "training_time_s": trained - start,
-                    "denoising_time_s": done - trained,
-                },
-            )
-            tracker.metrics(
-                {"risk": parts[0].figures.risk, "step_sure": parts[0].figures.step_sure},
-                used.card.get("steps_done", 0),
-            )
+            times = {"training_time_s": trained - start, "denoising_time_s": done - trained}
+            result = self.deliver(Outcome(scans, parts, used, times), target, modality)
+            figures = parts[0].figures
+            tracker.metrics({"risk": figures.risk, "step_sure": figures.step_sure}, used.card.get("steps_done", 0))
             tracker.artifact(result.report.with_suffix(".json"))
         return result
 
@@ -276,62 +264,43 @@ class DenoiseJob:
                 parts.append(denoiser(scan.y, scan.valid, show))
         return parts
 
-    def deliver(
-        self,
-        scans: Sequence[Scan],
-        parts: Sequence[Denoised],
-        target: Path,
-        model: ScoreModel,
-        modality: Modality | None,
-        times: dict[str, float],
-    ) -> Result:
+    def deliver(self, outcome: Outcome, target: Path, modality: Modality | None) -> Result:
         """Output, SD map and report of one scan."""
-        volume, choice = scans[0].volume, scans[0].choice
-        provenance = self._provenance(scans[0], parts[0], model)
+        scan, part = outcome.scans[0], outcome.parts[0]
+        volume, provenance = scan.volume, self._provenance(outcome)
         begun = time.perf_counter()
-        corrected = [s.choice.corrected(p.x_hat, s.valid) for s, p in zip(scans, parts, strict=True)]
-        output = write(_like(volume, corrected), target, provenance=provenance, overwrite=self.overwrite)
-        stem = target.with_name(stem_name(target.name))
+        output = write(_like(volume, outcome.estimates), target, provenance=provenance, overwrite=self.overwrite)
         sd_map = None
-        deviations = [p.sd for p in parts if p.sd is not None]
+        deviations = [p.sd for p in outcome.parts if p.sd is not None]
         if deviations:
             sd_map = write_sd_map(
                 _like(volume, deviations),
-                _sd_map_of(volume, target),
+                sd_map_of(volume, target),
                 provenance=provenance,
                 overwrite=self.overwrite,
             )
-        times["writing_time_s"] = time.perf_counter() - begun
-        residuals = [residual_of(s.y, p.x_hat, s.valid, s.choice.noise) for s, p in zip(scans, parts, strict=True)]
-        checks = [
-            verdict
-            for scan, part, residual in zip(scans, parts, residuals, strict=True)
-            for verdict in verdicts(residual, scan.y, part.x_hat, scan.valid, scan.choice.noise, part.figures)
-        ]
-        warnings = [
-            *volume.meta.get("notes", ()),
-            *choice.warnings,
-            *_unadapted(model),
-            *(f"{v.name} is {v.value:.3g}. {v.sentence}" for v in checks if not v.passed),
-        ]
+        times = {**outcome.times, "writing_time_s": time.perf_counter() - begun}
+        residuals, checks = zip(*(outcome.judged(time_point) for time_point in range(len(outcome.scans))), strict=True)
         report = Report(
             title=f"{volume.meta['label']} denoised",
-            figures=self._figures(scans, parts, residuals[0], model, times),
-            verdicts=checks,
-            warnings=warnings,
+            figures=outcome.figures(residuals[0], self.options, times),
+            verdicts=list(chain(*checks)),
+            warnings=outcome.warnings(list(chain(*checks))),
         )
         page, _ = write_report(
-            stem,
+            target.with_name(stem_name(target.name)),
             report,
-            before=scans[0].y,
-            after=parts[0].x_hat,
+            before=scan.y,
+            after=part.x_hat,
             spacing_mm=tuple(volume.meta["spacing_mm"]),
             units=volume.meta["units"],
             window=modality.window if modality else None,
-            sd=parts[0].sd,
+            sd=part.sd,
             affine=volume.affine,
         )
-        return Result(output, sd_map, page, volume.meta["label"], choice.sentence, checks, warnings)
+        return Result(
+            output, sd_map, page, volume.meta["label"], scan.choice.sentence, report.verdicts, report.warnings
+        )
 
     @property
     def _model_name(self) -> str:
@@ -340,74 +309,22 @@ class DenoiseJob:
         start = self.model.name if self.model else "base weights"
         return start if self.config is None else f"{start}, adapted to this scan"
 
-    def _provenance(self, scan: Scan, part: Denoised, model: ScoreModel) -> Provenance:
-        law = scan.choice.noise.law
+    def _provenance(self, outcome: Outcome) -> Provenance:
+        noise = outcome.scans[0].choice.noise
         return Provenance(
             model=self._model_name,
-            model_hash=model.hash,
-            law=law.name,
+            model_hash=outcome.model.hash,
+            law=noise.law.name,
             parameters={
-                **law.parameters,
-                "step": part.figures.step,
+                **noise.law.parameters,
+                "step": outcome.parts[0].figures.step,
                 "formula": self.options.formula,
                 "flips": int(self.options.flips),
-                "correlated": int(not scan.choice.noise.correlation.is_white),
+                "correlated": int(not noise.correlation.is_white),
             },
             version=n2s_med.__version__,
             deidentifier=self.deidentifier,
         )
-
-    def _figures(
-        self,
-        scans: Sequence[Scan],
-        parts: Sequence[Denoised],
-        residual: Residual,
-        model: ScoreModel,
-        times: dict[str, float],
-    ) -> dict[str, dict[str, JSONValue]]:
-        scan, part = scans[0], parts[0]
-        return {
-            "noise": scan.choice.figures(),
-            "clean-free figures": {
-                "error_before_in_noise_variances": 1.0,
-                "error_after_in_noise_variances": part.figures.risk,
-                "step_length": part.figures.step,
-                "step_length_by_sure": part.figures.step_sure,
-                "residual_mean_sd": residual.mean,
-                "residual_variance": residual.variance,
-                "residual_neighbour_correlation": list(residual.neighbours),
-                "residual_correlation_with_image": residual.with_estimate,
-            },
-            "quantities": quantities(scan.y, part.x_hat, scan.valid),
-            "model": {
-                "sha256": model.hash,
-                "training_steps": int(model.card.get("steps_done", 0)),
-                "best_step": int(model.card.get("best_step", 0)),
-                "started_from": model.card.get("started_from"),
-                "training_sure": model.card.get("sure"),
-                "training_sure_at_start": model.card.get("sure_at_start"),
-                "formula": self.options.formula,
-                "averaged_over_flips": self.options.flips,
-            },
-            "resources": {
-                "volumes": len(scans),
-                "voxels": int(scan.y.numel()) * len(scans),
-                **times,
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "threads": torch.get_num_threads(),
-            },
-        }
-
-
-def _unadapted(model: ScoreModel) -> list[str]:
-    """Say so where the model could not be adapted."""
-    before = model.card.get("sure_at_start")
-    if before is None or before > 0:
-        return []
-    return [
-        f"The error left is estimated at {before:.3f} noise variances before adapting, and no error is below zero:"
-        " that figure cannot choose between weights here, so the model was not adapted."
-    ]
 
 
 def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
@@ -415,42 +332,3 @@ def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
     out = MetaTensor(torch.stack(list(parts)), affine=volume.affine)
     out.meta.update({key: value for key, value in volume.meta.items() if key != "affine"})
     return out
-
-
-def _names(sources: Sequence[Source]) -> list[str]:
-    """A name for each of several scans: that of a NIfTI file, numbered where it is taken; else a label."""
-    names: list[str] = []
-    for index, source in enumerate(sources, start=1):
-        numbered = f"{index:03d}_"
-        if source.format == "nifti":
-            name = slug(source.path.name)
-            taken = {stem_name(other).lower() for other in names}
-            names.append(numbered + name if stem_name(name).lower() in taken else name)
-        else:
-            names.append(numbered + slug(source.label))
-    return names
-
-
-def sd_maps(target: Path) -> tuple[Path, Path]:
-    """Where the SD map of a result may lie: as NIfTI, and as a Parametric Map."""
-    nifti, parametric = (target.with_name(stem_name(target.name) + f".sd{end}") for end in (".nii.gz", ".dcm"))
-    return nifti, parametric
-
-
-def _sd_map_of(volume: MetaTensor, target: Path) -> Path:
-    """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
-    nifti, parametric = sd_maps(target)
-    return nifti if volume.meta["format"] == "nifti" or len(volume) > 1 or is_nifti_name(target) else parametric
-
-
-def stem_name(name: str) -> str:
-    """Return ``name`` without the ending of a NIfTI image: what the reports beside it begin with."""
-    for suffix in NIFTI_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def slug(text: str) -> str:
-    """Letters, digits, dots and dashes of ``text``."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -1,0 +1,50 @@
+"""Names and places of what denoising writes: results, SD maps, reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.data import MetaTensor
+
+from n2s_med.volumes import NIFTI_SUFFIXES, Source, is_nifti_name
+
+
+def names_of(sources: Sequence[Source]) -> list[str]:
+    """A name for each of several scans: that of a NIfTI file, numbered where it is taken; else a label."""
+    names: list[str] = []
+    for index, source in enumerate(sources, start=1):
+        numbered = f"{index:03d}_"
+        if source.format == "nifti":
+            name = slug(source.path.name)
+            taken = {stem_name(other).lower() for other in names}
+            names.append(numbered + name if stem_name(name).lower() in taken else name)
+        else:
+            names.append(numbered + slug(source.label))
+    return names
+
+
+def sd_maps(target: Path) -> tuple[Path, Path]:
+    """Where the SD map of a result may lie: as NIfTI, and as a Parametric Map."""
+    nifti, parametric = (target.with_name(stem_name(target.name) + f".sd{end}") for end in (".nii.gz", ".dcm"))
+    return nifti, parametric
+
+
+def sd_map_of(volume: MetaTensor, target: Path) -> Path:
+    """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
+    nifti, parametric = sd_maps(target)
+    return nifti if volume.meta["format"] == "nifti" or len(volume) > 1 or is_nifti_name(target) else parametric
+
+
+def stem_name(name: str) -> str:
+    """Return ``name`` without the ending of a NIfTI image: what the reports beside it begin with."""
+    for suffix in NIFTI_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def slug(text: str) -> str:
+    """Letters, digits, dots and dashes of ``text``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
