@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from n2s_med.errors import InputError
 from n2s_med.noise.correlation import cosines
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ is a count as good as any: at the few counts that leave 2 % of zeros, one count 
 
 ENOUGH = 48
 """Blocks that must be left when some are set aside."""
+
+FEWEST_BLOCKS = 24
+"""Blocks without which there is no estimate."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,15 @@ def blocks_of(
         frequency=torch.stack(grid).square().sum(0).sqrt().flatten(),
         shape=shape,
     )
+
+
+def require_enough(count: int) -> None:
+    """Refuse to estimate from fewer than :data:`FEWEST_BLOCKS` blocks."""
+    if count < FEWEST_BLOCKS:
+        raise InputError(
+            f"only {count} blocks of the volume show noise, {FEWEST_BLOCKS} are needed to estimate its level",
+            remedy="give the level on the command line (--sigma, --gain, --k or --dispersion)",
+        )
 
 
 def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,13 @@ REJECTED = 3.0
 """Standard deviations beyond which a block counts for nothing."""
 
 
+RESAMPLES = 24
+"""Bootstrap resamples behind an interval."""
+
+REGION_BLOCKS = 2.0
+"""Edge of the regions that are resampled, in block edges: blocks overlap, and structure is local."""
+
+
 @dataclass(frozen=True)
 class Points:
     """Blocks as points.
@@ -97,6 +104,14 @@ class Points:
         """All of them together."""
         tensors = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.name != "degrees"}
         return cls(**tensors, degrees=parts[0].degrees)
+
+    def resampled(self, edges: Sequence[int], generator: torch.Generator) -> list[Points]:
+        """Bootstrap by regions of the volume, for blocks of these edges."""
+        region = (self.centre / (REGION_BLOCKS * torch.tensor(edges))).floor().long()
+        _, number = torch.unique(region, dim=0, return_inverse=True)
+        members = [(number == r).nonzero()[:, 0] for r in range(int(number.max()) + 1)]
+        draws = torch.randint(len(members), (RESAMPLES, len(members)), generator=generator)
+        return [self.where(torch.cat([members[r] for r in draw])) for draw in draws.tolist()]
 
     def less(self, variation: Variation, middle: float | None = None) -> Points:
         """The variation in space taken off, around ``middle`` (its median over the blocks by default)."""
