@@ -11,6 +11,7 @@ variables as ``s_y = T' s_u + T''/T'``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import fields, replace
 from typing import ClassVar, Self
@@ -53,7 +54,7 @@ class NoiseModel(ABC):
 
     @abstractmethod
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``y`` given ``x``, same shape, dtype and units."""
+        """Draw ``y`` given ``x``, same shape, dtype and units; an ``x`` outside the law's domain is refused."""
 
     @abstractmethod
     def variance(self, x: Tensor) -> Tensor:
@@ -213,6 +214,12 @@ def require_positive(law: str, **parameters: Parameter) -> None:
             raise NoiseLawError(
                 f"{name} of the {law} law must be above zero and finite", remedy=f"give a positive --{name}"
             )
+
+
+def require_factor(factor: float) -> None:
+    """Raise :class:`NoiseLawError` unless intensities can be scaled by ``factor``."""
+    if not 0 < factor < math.inf:
+        raise NoiseLawError(f"intensities cannot be scaled by {factor:g}", remedy="give a finite factor above zero")
 
 
 def require_nonnegative(law: str, y: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
-from n2s_med.noise.base import NoiseModel, Parameter, require_nonnegative, require_positive
+from n2s_med.noise.base import NoiseModel, Parameter, require_factor, require_nonnegative, require_positive
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Gamma(NoiseModel):
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``y`` given ``x``."""
+        self.check(x)
         shape = torch.as_tensor(self.k, dtype=x.dtype, device=x.device).expand(x.shape).contiguous()
         return x * torch._standard_gamma(shape, generator=generator) / self.k
 
@@ -62,8 +63,9 @@ class Gamma(NoiseModel):
         least = 1 + 1e-6
         return cls((1 / dispersion).clamp_min(least) if isinstance(dispersion, Tensor) else max(1 / dispersion, least))
 
-    def scaled(self, factor: float) -> Gamma:  # noqa: ARG002 - the law has no unit
+    def scaled(self, factor: float) -> Gamma:
         """Return the same law: ``k`` has no unit."""
+        require_factor(factor)
         return self
 
     def tweedie(self, y: Tensor, score: Tensor) -> Tensor:

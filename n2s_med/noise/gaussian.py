@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from n2s_med.noise.base import NoiseModel, Parameter, require_positive
+from n2s_med.noise.base import NoiseModel, Parameter, require_factor, require_positive
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Gaussian(NoiseModel):
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``y`` given ``x``."""
+        self.check(x)
         white = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return x + self.sigma * white
 
@@ -49,6 +50,7 @@ class Gaussian(NoiseModel):
 
     def scaled(self, factor: float) -> Gaussian:
         """``sigma`` scales with the intensities."""
+        require_factor(factor)
         return Gaussian(self.sigma * factor)
 
     def tweedie(self, y: Tensor, score: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from n2s_med.noise.base import NoiseModel, Parameter, require_nonnegative, require_positive
+from n2s_med.noise.base import NoiseModel, Parameter, require_factor, require_nonnegative, require_positive
 
 ANSCOMBE = 3 / 8
 
@@ -58,6 +58,7 @@ class Poisson(NoiseModel):
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``y`` given ``x``."""
+        self.check(x)
         return self.gain * torch.poisson(x / self.gain, generator=generator)
 
     def variance(self, x: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class Poisson(NoiseModel):
 
     def scaled(self, factor: float) -> Poisson:
         """``gain`` scales with the intensities."""
+        require_factor(factor)
         return Poisson(self.gain * factor)
 
     def tweedie(self, y: Tensor, score: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
-from n2s_med.noise.base import NoiseModel, Parameter, require_nonnegative, require_positive
+from n2s_med.noise.base import NoiseModel, Parameter, require_factor, require_nonnegative, require_positive
 from n2s_med.noise.gamma import Gamma
 from n2s_med.noise.gaussian import Gaussian
 from n2s_med.noise.poisson import ANSCOMBE, Poisson
@@ -42,6 +42,8 @@ class Tweedie(NoiseModel):
 
     def __post_init__(self) -> None:
         require_positive(self.name, dispersion=self.dispersion)
+        if torch.as_tensor(self.power).ndim:
+            raise NoiseLawError("power of the tweedie law is one number", remedy="make a map of the dispersion instead")
         if not 0 <= self.power <= 2:
             raise NoiseLawError(
                 f"power of the tweedie law must lie in [0, 2], got {self.power:.6g}",
@@ -69,6 +71,7 @@ class Tweedie(NoiseModel):
         ``N ~ Poisson(x^(2-ρ) / (φ (2-ρ)))`` jumps, each ``Gamma((2-ρ)/(ρ-1), φ (ρ-1) x^(ρ-1))``
         (Jørgensen 1997, section 4.2).
         """
+        self.check(x)
         rho, phi = self.power, torch.as_tensor(self.dispersion, dtype=x.dtype, device=x.device)
         if rho == 0:
             return Gaussian(phi.sqrt()).sample(x, generator)
@@ -96,6 +99,7 @@ class Tweedie(NoiseModel):
 
     def scaled(self, factor: float) -> Tweedie:
         """``dispersion`` scales as ``factor**(2 - power)``."""
+        require_factor(factor)
         return Tweedie(self.power, self.dispersion * factor ** (2 - self.power))
 
     def tweedie(self, y: Tensor, score: Tensor) -> Tensor:
@@ -129,7 +133,8 @@ class Tweedie(NoiseModel):
         """
         if abs(1 - self.power) < CORNER:
             return y * torch.exp(step)
-        return y * (1 + (1 - self.power) * step).clamp_min(0.01) ** (1 / (1 - self.power))
+        bracket = ((1 - self.power) * step).clamp_min(0.01 - 1)
+        return y * torch.exp(torch.log1p(bracket) / (1 - self.power))  # to float32 precision near ρ = 1 too
 
     @property
     def shift(self) -> Parameter:

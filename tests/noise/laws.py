@@ -344,6 +344,8 @@ class NoiseLawTests(ABC):
         with pytest.raises(NoiseLawError, match=r"1 of 5 values are NaN or infinite.*Repair") as caught:
             self.law.check(y)
         assert "\n" not in str(caught.value)
+        with pytest.raises(NoiseLawError, match="1 of 5 values are NaN or infinite"):
+            self.law.sample(y)
 
     def test_negative_values(self) -> None:
         y = torch.cat((self.observed, torch.tensor([-1.5])))
@@ -353,6 +355,13 @@ class NoiseLawTests(ABC):
         with pytest.raises(NoiseLawError, match=r"1 of 6 values are negative \(lowest -1\.5\).*Use") as caught:
             self.law.check(y)
         assert "\n" not in str(caught.value)
+        with pytest.raises(NoiseLawError, match="1 of 6 values are negative"):
+            self.law.sample(y)
+
+    @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+    def test_refuses_factors_that_are_no_change_of_unit(self, bad: float) -> None:
+        with pytest.raises(NoiseLawError, match=r"cannot be scaled by .*Give a finite factor above zero\.$"):
+            self.law.scaled(bad)
 
     @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
     def test_refuses_bad_parameters(self, bad: float) -> None:

@@ -210,6 +210,10 @@ class TestTweedie(TweedieTests):
             Tweedie(power, 1.0)
         assert "\n" not in str(caught.value)
 
+    def test_refuses_a_map_of_powers(self) -> None:
+        with pytest.raises(NoiseLawError, match=r"power of the tweedie law is one number\. Make a map of"):
+            Tweedie(torch.full((2,), 1.5), 1.0)  # type: ignore[arg-type]
+
 
 class TestTweedieNearPoisson(TweedieTests):
     law = Tweedie(1.2, 0.5)
@@ -273,6 +277,12 @@ def apply(law: NoiseModel, name: str) -> Tensor:
 @pytest.mark.parametrize(("corner", "near"), [(0.0, 1e-4), (1.0, 0.9999), (1.0, 1.0001), (2.0, 1.9999)])
 def test_tweedie_is_continuous_at_its_corners(corner: float, near: float, name: str) -> None:
     close(apply(Tweedie(near, 0.1), name), apply(Tweedie(corner, 0.1), name), rtol=2e-3)
+
+
+@pytest.mark.parametrize("power", [0.99999, 1.00001, 1.001])
+def test_published_formula_near_the_poisson_corner_in_float32(power: float) -> None:
+    law = Tweedie(power, 0.7)
+    close(law.tweedie(Y.float(), SCORE_U.float()).double(), law.tweedie(Y, SCORE_U), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY_FORMULA)
