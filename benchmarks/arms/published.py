@@ -1,10 +1,11 @@
 """Score matching as published, on one volume and in our number of steps: AR-DAE of Noise2Score, and DSM.
 
-AR-DAE keeps from the article on Noise2Score: perturbations in image units falling from 0.1 to 0.001, geometrically;
-one perturbation a patch; Adam at 2e-4, a tenth of it in the second half; a plain residual network of the image; its
-formula with the score per unit of y. Changed: the network and the patches are ours, inference averages flips as
-for all arms, the result is held within the range of the noisy scan, and there is no moving average: one of decay
-0.999 would still hold half of the initial weights after 600 steps.
+AR-DAE keeps from the article on Noise2Score: perturbations in image units falling from 0.1 to 0.001, geometrically,
+and of counts as its authors' code has them, from 1 to 0.5 counts; one perturbation a patch; Adam at 2e-4, a tenth of
+it in the second half; a plain residual network of the image; its formula with the score per unit of y. Changed: the
+network and the patches are ours, inference averages flips as for all arms, the result is held within the range of the
+noisy scan, and there is no moving average: one of decay 0.999 would still hold half of the initial weights after 600
+steps.
 
 DSM (Vincent 2011) differs in two things: one perturbation throughout, the largest of those above, and the network is
 a denoising autoencoder ``D``, from which the score is ``(D(y) - y) / σ_a²``.
@@ -23,6 +24,9 @@ from n2s_med.score import ArDae, Dsm, Objective, ScoreUNet, annealed
 from n2s_med.score.patches import PatchSampler, UnitVolume
 
 SIGMA_A = (0.1, 0.001)
+COUNTS_A = (1.0, 0.5)
+"""Perturbations at the start and at the end, in image units and, for whole counts, in counts."""
+
 LEARNING_RATE = 2e-4
 
 IDENTITY = torch.full((6,), 0.5)
@@ -35,41 +39,43 @@ Schedule = Callable[[float], Objective]
 
 def ar_dae(scan: Scan, settings: Settings) -> Result:
     """Noise2Score: the amortised residual autoencoder under falling perturbations."""
-    return _score_matched(scan, settings, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
+    sigma_a, unit = (COUNTS_A, scan.noise.quantum) if scan.noise.quantum else (SIGMA_A, 1.0)
+    return _denoised(scan, _score(scan, settings, unit, lambda done: ArDae(annealed(*sigma_a, done)), 1.0))
 
 
 def dsm(scan: Scan, settings: Settings) -> Result:
     """Denoising score matching: an autoencoder under one perturbation."""
-    return _score_matched(scan, settings, lambda _: Dsm(SIGMA_A[0]), SIGMA_A[0] ** -2)
+    sigma_a, unit = (COUNTS_A[0], scan.noise.quantum) if scan.noise.quantum else (SIGMA_A[0], 1.0)
+    return _denoised(scan, _score(scan, settings, unit, lambda _: Dsm(sigma_a), sigma_a**-2))
 
 
 def score_of(scan: Scan, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """The score itself by :func:`ar_dae`, per unit of ``y``; the level of the noise has no part in it."""
-    network = _train(scan, settings, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
-    return lambda y: flip_averaged(network, y, IDENTITY, settings.compute)
+    """The score itself, per unit of ``y``, in image units even of counts: the level of the noise has no part in it."""
+    return _score(scan, settings, 1.0, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
 
 
-def _score_matched(scan: Scan, settings: Settings, schedule: Schedule, scale: float) -> Result:
-    """Train, then the article's formula; for correlated noise ``y + Σ s`` with the score of white steps.
-
-    The score is the network's answer times ``scale``.
-    """
-    network = _train(scan, settings, schedule, scale)
-    score = scale * flip_averaged(network, scan.y, IDENTITY, settings.compute)
+def _denoised(scan: Scan, score: Callable[[Tensor], Tensor]) -> Result:
+    """The article's formula; for correlated noise ``y + Σ s`` with the score of white steps."""
     color = scan.noise.correlation.color
-    x_hat = scan.noise.law.tweedie(scan.y, color(color(score)))
+    x_hat = scan.noise.law.tweedie(scan.y, color(color(score(scan.y))))
     return Result(x_hat.clamp(scan.y.min(), scan.y.max()))
 
 
-def _train(scan: Scan, settings: Settings, schedule: Schedule, scale: float) -> ScoreUNet:
+def _score(scan: Scan, settings: Settings, unit: float, schedule: Schedule, scale: float) -> Callable[[Tensor], Tensor]:
+    """The score per unit of ``y``: the answer, times ``scale``, of a network trained on ``y / unit``."""
+    network = _train(scan, scan.y / unit, settings, schedule, scale)
+    return lambda y: scale / unit * flip_averaged(network, y / unit, IDENTITY, settings.compute)
+
+
+def _train(scan: Scan, y: Tensor, settings: Settings, schedule: Schedule, scale: float) -> ScoreUNet:
     config, compute = settings.config, settings.compute
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scan.seed)
-        network = ScoreUNet(scan.y.ndim, config.channels)
-    network.centre.copy_(scan.y.median())
+        network = ScoreUNet(y.ndim, config.channels)
+    network.centre.copy_(y.median())
     network.to(compute.device).train()
     sampler = PatchSampler(
-        [UnitVolume(scan.y, scan.valid, scan.noise, scan.spacing_mm)],
+        [UnitVolume(y, scan.valid, scan.noise, scan.spacing_mm)],
         edge=config.patch,
         held_out=0.0,
         seed=scan.seed,

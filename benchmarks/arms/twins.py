@@ -30,8 +30,8 @@ SURE_STEP = 0.1
 """Finite difference of MC-SURE's probe, in noise SDs."""
 
 BLIND_SHARE = 0.015
-BLIND_RADIUS = 2
-"""Share of the voxels that Noise2Void hides, and how far away their stand-ins are taken from."""
+BLIND_RADIUS = 5
+"""Share of the voxels that Noise2Void hides, and how far away their stand-ins are taken from: its authors' defaults."""
 
 
 class Twin(Trainer):
