@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Bias of regional means at few counts, formula by formula, against the truth and the noisy data's own mean.
+"""Bias of regional means at few counts, estimate by estimate, against the truth and the noisy data's own mean.
 
     python benchmarks/low_counts.py --seeds 2
 
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from records import grid
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from n2s_med.atomic import whole
@@ -32,8 +31,6 @@ from n2s_med.score import base_model
 
 MEANS = (20.0, 5.0, 2.0, 1.0, 0.5)
 PROBES = 2
-RETURNED = (1.5, 2.0, 3.0)
-"""Widths in voxels (SD) of the neighbourhoods whose means are made those of the data."""
 
 HEAD = ("mean counts", "estimate", "RMS error", "background", "against the data", "hot spheres", "against the data")
 
@@ -82,26 +79,18 @@ def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
     noise = ScanNoise(law, Correlation.white(), law.quantum)
     data = UnitData(y, torch.ones_like(y, dtype=torch.bool), noise)
     model = base_model(3).centred(float(data[tuple(slice(0, n) for n in y.shape)].mean()))
-    options = DenoiseOptions(flips=False, seed=seed)
+    options = DenoiseOptions(flips=False, seed=seed, few_counts=False)
     told = Denoiser(model, noise, Compute.choose(), replace(options, sd_probes=PROBES))(y)
     assert told.sd is not None
     first = told.x_hat
     published = Denoiser(model, noise, Compute.choose(), replace(options, formula="published"))(y).x_hat
-    found = {"mean": first, "published": published}
+    ours = Denoiser(model, noise, Compute.choose(), replace(options, few_counts=True))(y).x_hat
+    found = {"formula of the mean": first, "published formula": published}
     unit = told.sd.square() / law.variance(first.clamp_min(1e-6))  # of the posterior, in noise variances
     score = (published.clamp_min(1e-6) / (y + 0.5)).log()  # its own formula, solved for the score
     slope = law.score_derivative_from_unit(y, (score - law.unit_curvature(y)[0]) / law.unit_slope(y), unit - 1)
-    found["second order"] = law.posterior_mean(y, score, slope)
-    for width in RETURNED:
-        found[f"mean, local means of the data over {width:g} voxels"] = first * (
-            _smooth(y, width) / _smooth(first, width).clamp_min(1e-6)
-        )
-    return found
-
-
-def _smooth(volume: Tensor, width: float) -> Tensor:
-    """Gaussian mean over a neighbourhood, mirrored at the borders."""
-    return torch.as_tensor(gaussian_filter(volume.numpy(), width, mode="reflect", radius=int(3 * width)))
+    found["second-order formula"] = law.posterior_mean(y, score, slope)
+    return {**found, "ours": ours}
 
 
 def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
@@ -112,8 +101,8 @@ Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole coun
 weights without adaptation, law and level known, without the averaging over flips. Mean counts: of the warm background.
 RMS error over all voxels, in roots of that mean. Biases of the mean of the background and of the four hot spheres'
 cores against the truth, and against the mean of the noisy counts in the same voxels. Second order: with the posterior
-variance, by {PROBES} probes. Local means of the data: the estimate by the formula of the mean times the ratio of what
-the data and the estimate have in a Gaussian neighbourhood.
+variance, by {PROBES} probes. Ours: the formula of the mean, moved towards the denoised sums of neighbouring counts
+where counts are few, and to the regional means of the data (`n2s_med.few_counts`), as `n2s-med denoise` does.
 
 {grid(HEAD, rows)}
 """

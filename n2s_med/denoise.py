@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from n2s_med.compute import Compute
 from n2s_med.errors import InputError, NoiseLawError
-from n2s_med.noise import NoiseModel
+from n2s_med.few_counts import denoised_sums, few, regained
+from n2s_med.noise import NoiseModel, Poisson
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
@@ -64,6 +65,9 @@ class DenoiseOptions:
     ----------
     flips
         Average over the flips of the planes.
+    few_counts
+        Of whole counts, let sums of neighbours decide where they are few, and keep regional means
+        (:mod:`n2s_med.few_counts`); with the formula ``"mean"`` alone.
     chunk_voxels
         Voxels that pass the network at once; bounds the memory.
     formula
@@ -79,6 +83,7 @@ class DenoiseOptions:
 
     flips: bool = True
     formula: Literal["mean", "published"] = "mean"
+    few_counts: bool = True
     chunk_voxels: int = 1_000_000
     step: float | None = None
     sd_probes: int = 0
@@ -96,7 +101,8 @@ class Figures:
     step_sure
         The one that SURE finds: 1 where law, level and network are right.
     risk
-        Estimated mean squared error (SURE, PURE) in the same units; the noisy volume has 1.
+        Estimated mean squared error (SURE, PURE) in the same units; the noisy volume has 1. Of whole counts it is
+        that of the formula alone, before :mod:`n2s_med.few_counts`.
     """
 
     step: float
@@ -142,6 +148,7 @@ class Denoiser:
         self, model: ScoreModel, noise: ScanNoise, compute: Compute, options: DenoiseOptions | None = None
     ) -> None:
         self.noise, self.scale = noise, model.scale
+        self.model, self.compute = model, compute
         self.options = options or DenoiseOptions()
         self.spatial_dims, self.stride = model.network.spatial_dims, model.network.stride
         self.network = StreamedNetwork(model.network, noise.correlation.traits, compute)
@@ -190,6 +197,8 @@ class Denoiser:
             x_hat[region] = torch.where(keep, estimate, y_flat[region])
             if sd is not None:
                 sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
+        if self.noise.quantum and self.options.few_counts and self.options.formula == "mean":
+            x_hat = self._regained(x_hat, u)
         return Denoised(
             x_hat=x_hat.reshape(y.shape),
             sd=None if sd is None else sd.reshape(y.shape),
@@ -201,6 +210,31 @@ class Denoiser:
         if self.options.formula == "published":
             return law.tweedie_from_unit(y, score_u)
         return law.mean_from_unit(y, score_u)
+
+    def _regained(self, x_hat: Tensor, u: UnitData) -> Tensor:
+        """Whole counts: sums of neighbours decide where they are few, and regions keep the mean that the data have."""
+
+        def counts(values: Tensor) -> Tensor:
+            return torch.where(u.valid, values / gain, 0.0)
+
+        law = self.noise.law
+        assert isinstance(law, Poisson)
+        gain = law.gain
+        data, estimate = counts(u.y), counts(x_hat)
+        sums = denoised_sums(data, u.valid, self._denoised_counts) if few(estimate, u.valid) else None
+        out = torch.empty_like(x_hat)
+        for region, found in regained(estimate, data, u.valid, sums, self._planes(u.shape)):
+            out[region] = torch.where(u.valid[region], found * law.at(region).gain, u.y[region])
+        return out
+
+    def _denoised_counts(self, counts: Tensor, valid: Tensor) -> Tensor:
+        """The mean of whole counts by one pass of the same network."""
+        noise = ScanNoise(Poisson(1.0), self.noise.correlation, 1.0)
+        centre = float(noise.law.to_unit(counts[valid]).median())
+        options = replace(self.options, flips=False, sd_probes=0)
+        denoiser = Denoiser(self.model.centred(centre), noise, self.compute, options)
+        score = denoiser._score(UnitData(counts, valid, noise))
+        return noise.law.mean_from_unit(counts, score)
 
     # -- the score field -------------------------------------------------------------------------------
 
