@@ -19,6 +19,7 @@ import shlex
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="training keys of the networks")
     add("--threads", type=int, default=1, help="threads of every arm (default %(default)s)")
     add("--cache", type=Path, help="JSON-lines file of finished results; a killed run goes on from it")
+    add("--also-code", nargs="+", default=[], metavar="HASH", help="take cached results of these versions of the code")
     add("--cached-only", action="store_true", help="run nothing, write the tables of what the cache holds")
     add("--write-scans", type=Path, metavar="DIR", help="only write the noisy volumes there, for peers.py")
     add("--out", type=Path, default=Path("docs/results.md"), help="Markdown file (default %(default)s)")
@@ -98,7 +100,7 @@ def _compare(options: argparse.Namespace, given: Sequence[str]) -> None:
             for column in options.columns:
                 for arm in options.arms:
                     if ARMS[arm].learns or seed < (options.classical_seeds or options.seeds):
-                        record = _result(volume, column, arm, seed, settings, cache, options.cached_only)
+                        record = _result(volume, column, arm, seed, settings, cache, options)
                         records += [record] if record else []
             if records:
                 write_between_markers(options.out, _document(records, settings, given))
@@ -112,7 +114,7 @@ def _volumes(options: argparse.Namespace) -> list[Volume]:
 
 
 def _result(
-    volume: Volume, column: str, arm: str, seed: int, settings: Settings, cache: Cache, cached_only: bool
+    volume: Volume, column: str, arm: str, seed: int, settings: Settings, cache: Cache, options: argparse.Namespace
 ) -> Record | None:
     """One cell's record of one seed, from the cache or made now."""
     given = settings.adaptation if ARMS[arm].adapts else settings.config
@@ -128,8 +130,9 @@ def _result(
         "training": {**training, "channels": list(training["channels"])} if training else {},
         "code": code_hash() if ARMS[arm].learns else "",
     }
-    kept = cache.get(**key)
-    if kept or cached_only:
+    codes = [key["code"], *options.also_code]
+    kept = next(filter(None, (cache.get(**{**key, "code": code}) for code in codes)), None)
+    if kept or options.cached_only:
         return kept
     scan = scan_of(volume, column, seed)
     start = time.process_time()
@@ -168,7 +171,9 @@ def code_hash() -> str:
     """
     digest = hashlib.sha256()
     root = Path(n2s_med.__file__).parent
-    for path in sorted([root / "denoise.py", *(p for d in TRAINS for p in (root / d).glob("*.py"))]):
+    for path in sorted(
+        [root / "denoise.py", root / "few_counts.py", *(p for d in TRAINS for p in (root / d).glob("*.py"))]
+    ):
         if path.name != "config.py":
             digest.update(path.read_bytes())
     return digest.hexdigest()[:10]
@@ -185,6 +190,7 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
     here, diagonal, two = (law.autocorrelation(lag) for lag in ((1, 0, 0), (1, 1, 0), (2, 0, 0)))
     kernel = f"a Gaussian of SD {CORRELATION_SD} voxel"
     channels = "/".join(str(c) for c in config.channels)
+    codes = ", ".join(f"{code} ({n})" for code, n in Counter(r["code"] for r in records if r["code"]).items()) or "–"
     twice = "by ours and MC-SURE" if config.antithetic else "by MC-SURE"
     paragraphs = (
         f"""Clean volumes are mapped to [0.02, 1] and noise levels are on that scale, σ in 255ths. Cells are the
@@ -196,7 +202,7 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once ({twice}
         twice); base weights are adapted in {settings.adaptation.steps} steps. The clean volume is used for scoring,
         by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other arms are not
-        given it. Times are CPU times. Code {code_hash()}.""",
+        given it. Times are CPU times. Code (and trained cells by it): {codes}.""",
     )
     text = "\n\n".join(textwrap.fill(" ".join(p.split()), 120) for p in paragraphs)
     return f"""\
