@@ -8,11 +8,13 @@ Results go to stdout, logs and progress to stderr. Exit codes: 0 done; 1 refused
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -39,6 +41,8 @@ NOT_TRUSTED = 4
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     arguments = parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
@@ -48,10 +52,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _say("interrupted: nothing half-written is left")
         code = 128 + signal.SIGINT
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
         _say("error: out of memory. Give --chunk-voxels a smaller number, or use a larger machine.")
         code = 1
+    except BrokenPipeError:  # whoever read the results has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from n2s_med.compute import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _say(line: str) -> None:
@@ -156,7 +171,7 @@ def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
     from n2s_med.denoise import DenoiseOptions
     from n2s_med.jobs.denoise import SD_PROBES, DenoiseJob
 
-    config = _adaptation(arguments)
+    config, trains = _adaptation(arguments)
     return DenoiseJob(
         source=arguments.input,
         output=arguments.output,
@@ -164,13 +179,13 @@ def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
         from_scratch=arguments.from_scratch,
         modality=arguments.modality,
         noise=_noise(arguments),
-        config=config,
+        config=config if trains else None,
         options=DenoiseOptions(
             flips=not arguments.no_flips,
             formula=arguments.formula,
             chunk_voxels=arguments.chunk_voxels,
             sd_probes=SD_PROBES if arguments.sd_map else 0,
-            seed=config.seed if config else arguments.seed or 0,
+            seed=config.seed,
         ),
         compute=_compute(arguments),
         deidentifier=_deidentifier(arguments),
@@ -192,21 +207,21 @@ def _noise(arguments: argparse.Namespace) -> NoiseRequest:
     return NoiseRequest(arguments.noise, given, arguments.correlation, arguments.rician)
 
 
-def _adaptation(arguments: argparse.Namespace) -> TrainingConfig | None:
-    """How ``denoise`` trains: a new network, the base weights, or not at all."""
+def _adaptation(arguments: argparse.Namespace) -> tuple[TrainingConfig, bool]:
+    """How ``denoise`` trains a new network or adapts a given one, and whether it does."""
     from n2s_med.training import ADAPTATION, TrainingConfig
 
+    config = _config(arguments, TrainingConfig() if arguments.from_scratch else ADAPTATION)
     if arguments.from_scratch:
         if arguments.model or arguments.adapt is not None:
             raise ConfigurationError("--from-scratch takes no model to adapt", remedy="leave out --model and --adapt")
-        return _config(arguments, TrainingConfig())
-    budget = arguments.adapt, arguments.seconds, arguments.steps
-    if arguments.adapt == 0 or (arguments.model and budget == (None, None, None)):
-        return None
-    config = _config(arguments, ADAPTATION)
+        return config, True
     if config.channels != ADAPTATION.channels:
         raise ConfigurationError("a model that is adapted keeps its channels", remedy="use --from-scratch")
-    return config if arguments.adapt is None else replace(config, seconds=arguments.adapt)
+    budget = arguments.adapt, arguments.seconds, arguments.steps
+    if arguments.adapt == 0 or (arguments.model and budget == (None, None, None)):
+        return config, False
+    return config if arguments.adapt is None else replace(config, seconds=arguments.adapt), True
 
 
 def _training(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +246,7 @@ def _config(arguments: argparse.Namespace, base: TrainingConfig | None = None) -
     if arguments.config:
         try:
             values = json.loads(arguments.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigurationError(
                 "no readable JSON", remedy="give a JSON object of training keys", path=arguments.config
             ) from error
@@ -262,9 +277,16 @@ def _compute(arguments: argparse.Namespace) -> Compute:
     return Compute.choose(arguments.device, arguments.precision)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ConfigurationError.exit_code, f"error: {' '.join(message.split())}. See {self.prog} --help.\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="n2s-med",
         description="Denoise PET, CT and MR scans with a score network trained on noisy scans only. For research use.",
     )
@@ -383,14 +405,14 @@ def _add_training(command: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) > 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")

@@ -70,6 +70,11 @@ class Compute:
         return batch.to(self.device, memory_format=layout)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory has run out, the machine's or the device's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @lru_cache
 def bf16_is_faster(device_type: str) -> bool:
     """Whether convolutions take less time in bfloat16 than in float32, by a measurement that is kept on the machine.

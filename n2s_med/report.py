@@ -65,6 +65,11 @@ class Report:
     warnings: Sequence[str] = field(default=())
 
 
+def report_paths(stem: Path) -> tuple[Path, Path]:
+    """Where the report of a result lies, given its path without extension: the page and the figures."""
+    return Path(f"{stem}.report.html"), Path(f"{stem}.report.json")
+
+
 def write_report(
     stem: Path,
     report: Report,
@@ -77,7 +82,7 @@ def write_report(
     sd: Tensor | None = None,
     affine: Tensor | None = None,
 ) -> tuple[Path, Path]:
-    """Write ``<stem>.report.html`` and ``<stem>.report.json``, each whole or not at all; return both paths.
+    """Write :func:`report_paths`, each whole or not at all; return both.
 
     A report that is there already is replaced.
 
@@ -96,7 +101,7 @@ def write_report(
     figure, voxel = pictures.planes(
         before, after, spacing_mm=spacing_mm, units=units, window=window, sd=sd, affine=affine
     )
-    html, data = Path(f"{stem}.report.html"), Path(f"{stem}.report.json")
+    html, data = report_paths(stem)
     shape = tuple(before.shape)
     with whole(html, overwrite=True) as page, whole(data, overwrite=True) as figures:
         page.write_text(_page(report, pictures.png(figure), units), encoding="utf-8")

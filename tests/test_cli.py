@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from n2s_med import __version__, cli
 from n2s_med.errors import ConfigurationError, InputError, N2SError
@@ -72,8 +73,8 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
     assert exit_code(*arguments) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("usage: n2s-med")
-    assert "Traceback" not in told.err
+    assert re.fullmatch(r"error: .+\. See n2s-med[ a-z-]* --help\.\n", told.err)
+    assert " _" not in told.err  # no names of our functions
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -104,6 +105,8 @@ def test_as_a_program_without_heavy_imports() -> None:
 
 # -- exit codes ----------------------------------------------------------------------------------------
 
+OUT_OF_MEMORY = "error: out of memory. Give --chunk-voxels a smaller number, or use a larger machine."
+
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
@@ -112,7 +115,9 @@ def test_as_a_program_without_heavy_imports() -> None:
         (N2SError("several\nlines"), 1, "error: several lines"),
         (ConfigurationError("unknown", remedy="ask"), 2, "error: unknown. Ask."),
         (KeyboardInterrupt(), 130, "interrupted: nothing half-written is left"),
-        (MemoryError(), 1, "error: out of memory. Give --chunk-voxels a smaller number, or use a larger machine."),
+        (MemoryError(), 1, OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12"), 1, OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, OUT_OF_MEMORY),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -129,10 +134,38 @@ def test_errors_are_one_line(
     assert told.out == ""
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DenoiseJob, "run", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("mistake", [ZeroDivisionError(), RuntimeError("sizes differ")], ids=str)
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, mistake: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise mistake
+
+    monkeypatch.setattr(DenoiseJob, "run", fail)
+    with pytest.raises(type(mistake)):
         cli.main(["denoise", "in", "out", "--threads", "1"])
+
+
+TOLD = """
+import sys
+from pathlib import Path
+from n2s_med import cli
+from n2s_med.jobs.denoise import DenoiseJob, Result
+name = Path(b"\\xff.nii".decode("utf-8", "surrogateescape"))
+DenoiseJob.run = lambda *_: [Result(name, None, name, "a scan", "gaussian", [], [])] * 1000
+cli.main(["denoise", "in", "out", "--threads", "1", "--precision", "fp32"])
+"""
+
+
+def test_names_that_are_no_text_and_a_reader_that_leaves() -> None:
+    """Both come when all is done: a traceback would tell of a failure that there was not."""
+    command = [sys.executable, "-c", TOLD]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.count(b"output  \\udcff.nii") == 1000
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as left:
+        assert left.stdout is not None
+        assert left.stderr is not None
+        left.stdout.close()
+        assert left.stderr.read() == b""
+    assert left.returncode == 128 + signal.SIGPIPE
 
 
 def result(passed: bool, warnings: tuple[str, ...] = ()) -> Result:
@@ -207,6 +240,17 @@ def test_defaults(jobs: list[Any]) -> None:
 def test_how_denoise_trains(jobs: list[Any], options: list[str], config: TrainingConfig | None) -> None:
     exit_code("denoise", "in", "out", "--threads", 1, *options)
     assert jobs[0].config == config
+
+
+@pytest.mark.parametrize("untrained", [["--adapt", "0"], ["--model", "m"]], ids=" ".join)
+def test_keys_are_looked_at_where_nothing_is_trained(
+    capsys: pytest.CaptureFixture[str], jobs: list[Any], untrained: list[str]
+) -> None:
+    assert exit_code("denoise", "in", "out", "--threads", 1, *untrained, "--set", "patches_=1") == 2
+    assert "'patches_'" in capsys.readouterr().err
+    exit_code("denoise", "in", "out", "--threads", 1, *untrained, "--set", "seed=5")
+    (job,) = jobs
+    assert (job.config, job.options.seed) == (None, 5)
 
 
 @pytest.mark.parametrize(

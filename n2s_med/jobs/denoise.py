@@ -29,10 +29,10 @@ from n2s_med.errors import (
 from n2s_med.jobs.fit import fit
 from n2s_med.jobs.noise import AUTO, NoiseRequest
 from n2s_med.jobs.outcome import Outcome
-from n2s_med.jobs.places import names_of, sd_map_of, sd_maps, stem_name
+from n2s_med.jobs.places import names_of, sd_map_of, sd_maps, stem_of
 from n2s_med.jobs.scans import Say, Scan, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
-from n2s_med.report import Report, Verdict, write_report
+from n2s_med.report import Report, Verdict, report_paths, write_report
 from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
@@ -197,8 +197,12 @@ class DenoiseJob:
                 )
             check_free(target, overwrite=True)  # the name is usable at all
             check_apart(self.source, target)
-            for place in (target, *(sd_maps(target) if self.options.sd_probes else ())):
+            beside = report_paths(stem_of(target)), sd_maps(target) if self.options.sd_probes else ()
+            for place in (target, *chain(*beside)):
                 check_free(place, overwrite=self.overwrite)
+            if target.exists() and target.is_dir() == (source.format == "nifti"):
+                there = "folder" if target.is_dir() else "file"
+                raise OutputError(f"a {there} is there already", remedy="choose another name", path=target)
         return targets
 
     def _one(
@@ -269,7 +273,8 @@ class DenoiseJob:
         scan, part = outcome.scans[0], outcome.parts[0]
         volume, provenance = scan.volume, self._provenance(outcome)
         begun = time.perf_counter()
-        output = write(_like(volume, outcome.estimates), target, provenance=provenance, overwrite=self.overwrite)
+        estimates = outcome.estimates
+        output = write(_like(volume, estimates), target, provenance=provenance, overwrite=self.overwrite)
         sd_map = None
         deviations = [p.sd for p in outcome.parts if p.sd is not None]
         if deviations:
@@ -283,15 +288,15 @@ class DenoiseJob:
         residuals, checks = zip(*(outcome.judged(time_point) for time_point in range(len(outcome.scans))), strict=True)
         report = Report(
             title=f"{volume.meta['label']} denoised",
-            figures=outcome.figures(residuals[0], self.options, times),
+            figures=outcome.figures(estimates[0], residuals[0], self.options, times),
             verdicts=list(chain(*checks)),
             warnings=outcome.warnings(list(chain(*checks))),
         )
         page, _ = write_report(
-            target.with_name(stem_name(target.name)),
+            stem_of(target),
             report,
             before=scan.y,
-            after=part.x_hat,
+            after=estimates[0],
             spacing_mm=tuple(volume.meta["spacing_mm"]),
             units=volume.meta["units"],
             window=modality.window if modality else None,

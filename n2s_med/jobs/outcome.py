@@ -58,9 +58,9 @@ class Outcome:
         ]
 
     def figures(
-        self, residual: Residual, options: DenoiseOptions, times: Mapping[str, float]
+        self, estimate: Tensor, residual: Residual, options: DenoiseOptions, times: Mapping[str, float]
     ) -> dict[str, dict[str, JSONValue]]:
-        """For the report: of the first time point, whose ``residual`` is given, and of the run."""
+        """For the report: of the first time point, as it is written and with its residual, and of the run."""
         scan, part, model = self.scans[0], self.parts[0], self.model
         return {
             "noise": scan.choice.figures(),
@@ -74,7 +74,7 @@ class Outcome:
                 "residual_neighbour_correlation": list(residual.neighbours),
                 "residual_correlation_with_image": residual.with_estimate,
             },
-            "quantities": quantities(scan.y, part.x_hat, scan.valid),
+            "quantities": quantities(scan.y, estimate, scan.valid),
             "model": {
                 "sha256": model.hash,
                 "training_steps": int(model.card.get("steps_done", 0)),

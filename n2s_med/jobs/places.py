@@ -19,7 +19,9 @@ def names_of(sources: Sequence[Source]) -> list[str]:
         if source.format == "nifti":
             name = slug(source.path.name)
             taken = {stem_name(other).lower() for other in names}
-            names.append(numbered + name if stem_name(name).lower() in taken else name)
+            while stem_name(name).lower() in taken or not stem_name(name):
+                name = numbered + name
+            names.append(name)
         else:
             names.append(numbered + slug(source.label))
     return names
@@ -27,14 +29,19 @@ def names_of(sources: Sequence[Source]) -> list[str]:
 
 def sd_maps(target: Path) -> tuple[Path, Path]:
     """Where the SD map of a result may lie: as NIfTI, and as a Parametric Map."""
-    nifti, parametric = (target.with_name(stem_name(target.name) + f".sd{end}") for end in (".nii.gz", ".dcm"))
-    return nifti, parametric
+    stem = stem_of(target)
+    return Path(f"{stem}.sd.nii.gz"), Path(f"{stem}.sd.dcm")
 
 
 def sd_map_of(volume: MetaTensor, target: Path) -> Path:
     """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
     nifti, parametric = sd_maps(target)
     return nifti if volume.meta["format"] == "nifti" or len(volume) > 1 or is_nifti_name(target) else parametric
+
+
+def stem_of(target: Path) -> Path:
+    """Path of a result without the ending of a NIfTI image."""
+    return target.with_name(stem_name(target.name))
 
 
 def stem_name(name: str) -> str:
