@@ -265,6 +265,7 @@ def test_options_that_mean_nothing(
         ('{"patch": -1}', ("patch", "above zero")),
         ("{", ("no readable JSON",)),
         ("[1]", ("no JSON object",)),
+        ("[" * 100_000, ("no readable JSON",)),
         (None, ("no readable JSON",)),
     ],
 )
@@ -304,7 +305,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize("there", ["out.nii.gz", "out.sd.nii.gz"])
+@pytest.mark.parametrize("there", ["out.nii.gz", "out.sd.nii.gz", "out.report.html", "out.report.json"])
 def test_an_output_that_exists(run: Run, scan: Path, tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("precious")
     done = denoise(run, scan, tmp_path / "out.nii.gz", "--sd-map", "--noise", "gaussian")
@@ -317,6 +318,16 @@ def test_an_output_that_exists(run: Run, scan: Path, tmp_path: Path, there: str)
 def test_an_output_series_that_exists(run: Run, pet: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     refused(denoise(run, pet, tmp_path / "out"), str(tmp_path / "out"), "exists already")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_what_is_there_is_of_another_kind(run: Run, scan: Path, pet: Path, tmp_path: Path) -> None:
+    """Neither does a file replace a folder, nor a folder a file."""
+    (tmp_path / "folder.nii.gz").mkdir()
+    (tmp_path / "file").write_text("precious")
+    refused(denoise(run, scan, tmp_path / "folder.nii.gz", "--overwrite"), "folder.nii.gz", "a folder is there")
+    refused(denoise(run, pet, tmp_path / "file", "--overwrite"), str(tmp_path / "file"), "a file is there")
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 @pytest.mark.usefixtures("no_work")
@@ -366,7 +377,9 @@ def test_an_output_below_a_file(run: Run, scan: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-@pytest.mark.parametrize("name", ["x" * 300 + ".nii.gz", "a\0b.nii.gz"], ids=["long", "null"])
+@pytest.mark.parametrize(
+    "name", ["x" * 300 + ".nii.gz", "x" * 240 + ".nii.gz", "a\0b.nii.gz"], ids=["long", "long with reports", "null"]
+)
 def test_an_impossible_name(run: Run, scan: Path, tmp_path: Path, name: str) -> None:
     refused(denoise(run, scan, tmp_path / name), "name")
 
