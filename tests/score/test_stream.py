@@ -10,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.score import ScoreUNet
-from n2s_med.score.stream import Multiples, StreamedNetwork, Together, Windows
+from n2s_med.score.stream import StreamedNetwork, Together, Windows
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 
@@ -44,6 +44,28 @@ def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...]
         whole = unet(v[:, None], traits.expand(2, -1))[:, 0]
     streamed = torch.cat(list(StreamedNetwork(unet, traits, CPU)(chunks(v, planes))), dim=-1)
     torch.testing.assert_close(streamed, whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("planes", [4, 100])
+@pytest.mark.parametrize("shape", [(17, 10, 41), (5, 6, 2), (33, 70)], ids=str)
+def test_mean_over_flips(shape: tuple[int, ...], planes: int) -> None:
+    """Flips side by side are the mean of one after the other; odd sizes are padded after the flip."""
+    v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    streamed = StreamedNetwork(network(len(shape), (3, 4, 5)), torch.zeros(2 * len(shape)), CPU)
+    flips = [(), *((axis,) for axis in range(len(shape) - 1))]
+
+    def alone(flip: tuple[int, ...]) -> Tensor:
+        axes = [axis + 1 for axis in flip]
+        return torch.cat(list(streamed(chunks(v.flip(axes), planes))), dim=-1).flip(axes)
+
+    together = torch.cat(list(streamed(chunks(v, planes), flips)), dim=-1)
+    mean = torch.stack([alone(flip) for flip in flips]).mean(dim=0)
+    assert float((mean - alone(())).abs().max()) > 0.1
+    torch.testing.assert_close(together, mean, rtol=0, atol=2e-5)
+
+
+def test_no_chunks_no_answer() -> None:
+    assert not list(StreamedNetwork(network(3, (3, 4)), torch.zeros(6), CPU)(iter(())))
 
 
 def test_the_network_itself_is_left_alone() -> None:
@@ -87,8 +109,19 @@ def test_windows(repeat: bool, ends: tuple[int, int]) -> None:
     assert (seen[0][0], seen[-1][-1]) == ends
 
 
-def test_multiples() -> None:
-    assert [m.flatten().tolist() for m in Multiples(planes_of(1, 3, 3), 4)] == [[1, 2, 3, 4], [5, 6, 7, 0]]
+def test_windows_of_a_multiple() -> None:
+    found = [m.flatten().tolist() for m in Windows(planes_of(1, 3, 3, 1), 0, multiple=4)]
+    assert found == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_short_chunks_are_joined() -> None:
+    """What follows is done by who takes a chunk, once for each plane."""
+
+    def double(chunk: Tensor, out: Tensor) -> None:
+        torch.mul(chunk, 2, out=out)
+
+    found = [w.flatten().tolist() for w in Windows(planes_of(1, 1, 1, 3, 1), 1, least=3, put=double)]
+    assert found == [[0, 2, 4, 6], [4, 6, 8, 10, 12], [10, 12, 14, 0]]
 
 
 def test_together_stops_with_the_shortest() -> None:
