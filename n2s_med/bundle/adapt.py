@@ -1,7 +1,9 @@
 """Make the weights of a bundle: the base weights, adapted to noisy scans of its modality by its own ``train.json``.
 
-No clean image is trained on, nor does one choose the weights. The figures on the bundle's card are from noisy scans
-that were kept out, and from a phantom whose truth is known.
+No clean image is trained on, nor does one choose the weights. Scans whose noise follows no law that is found are left
+out: there the clean-free figure of the base weights is no error between none and all of the noise. Of the others some
+are trained on, some choose the weights, and some judge them. What judges is on the bundle's card, beside the error on a
+phantom whose truth is known.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
@@ -24,27 +27,51 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from torch import Tensor
 
 from n2s_med.atomic import whole
-from n2s_med.bundle.network import PACKAGED, settings_of
-from n2s_med.bundle.transforms import NOISE, EstimateNoised, LoadScand
+from n2s_med.bundle.inferers import RiskInferer
+from n2s_med.bundle.network import PACKAGED, score_network, settings_of
+from n2s_med.bundle.transforms import EstimateNoised, HeldOutd, LoadScand, ToPatchesd
 from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
-from n2s_med.jobs.noise import NoiseChoice
+from n2s_med.jobs.noise import NoiseChoice, NoiseRequest
 from n2s_med.noise import NoiseModel, law_named
 from n2s_med.phantoms import brain_phantom, ct_phantom, pet_phantom, textured_volume
 from n2s_med.phantoms.scene import Dice
+from n2s_med.phantoms.shapes import SCENES
 from n2s_med.score import ScoreModel
 from n2s_med.score.model import load_tensors, save_tensors
+from n2s_med.tracking import environment
 
-KEPT_OUT = 6
-"""One in this many scans chooses the weights and is not trained on."""
+SHARES = 5
+"""One in this many scans chooses the weights, another judges them, and the others are trained on."""
 
-PLANE = 192
-"""Edge of a generated image, in pixels."""
+HELD_OUT = 0.2
+"""Fraction of the voxels of a scan that chooses or judges, by which it does."""
 
-LOOKS = (4.0, 32.0)
-"""Range of the looks of generated speckle; log-uniform between these."""
+PLANE, EDGE = 192, 48
+"""Edge of a generated image, in pixels, and of a generated volume, in voxels."""
+
+LOW, RANGE = 20.0, 200.0
+"""Least intensity of what is generated, and how far above it the largest is."""
+
+LEVELS: Mapping[str, tuple[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "gaussian": ("sigma", (RANGE / 100, RANGE / 6)),
+        "poisson": ("gain", (RANGE / 400, RANGE / 10)),
+        "gamma": ("k", (4.0, 32.0)),
+    }
+)
+"""Parameter of a law and its range for what is generated; log-uniform between these."""
+
+KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {"ct": ("trunk",), "pet": ("uptake",), "mr": ("head", "trunk_mr"), "us": tuple(SCENES)}
+)
+"""Kinds of generated anatomy by modality; none is drawn for ultrasound, which takes all."""
+
+ROWS = {"scans": "scans kept out", "generated": "generated scans kept out"}
+"""What the card calls the scans that judge."""
 
 BEGIN, END = "<!-- weights -->", "<!-- /weights -->"
 """Around the part of a bundle's card that tells of its weights."""
@@ -63,7 +90,7 @@ class Recipe:
     attribution
         Where the scans come from and under which licence, for the card.
     generated
-        Number of generated images with generated speckle.
+        Number of generated volumes (images, for ultrasound) with noise of the modality's usual law, known exactly.
     training
         Keys of the bundle's ``train.json``.
     """
@@ -118,25 +145,37 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
         measure = _Once("image", settings["modality"])
-        usable, laws = _usable(recipe, data, measure, work / "generated")
+        judge = _Judge(measure, settings["spatial_dims"])
+        scans = [*_real(recipe, data, judge, base), *_generated(work / "generated", recipe.generated, measure)]
+        if len(scans) < 3:
+            raise InputError("fewer than three scans can be used", remedy="correct the recipe", path=data)
+        choosing, judging = scans[::SHARES], scans[1::SHARES]
+        learning = [path for path in scans if path not in {*choosing, *judging}]
         began = time.process_time()
-        trained = _train(bundle, usable, base, {**recipe.training, "estimate": measure}, work)
+        trained = _train(bundle, learning, choosing, base, {**recipe.training, "estimate": measure}, work)
+        spent = time.process_time() - began
+        adapted = work / "models" / "model.pt"
+        judged = _judged(judge, judging, work / "generated", {"base": base, "adapted": adapted})
+        kept = all(row["adapted"] < row["base"] for row in judged.values())
         card = {
             **trained,
-            "laws": dict(laws.most_common()),
-            "train_time_s": time.process_time() - began,
-            "scans": len(usable) - len(usable[::KEPT_OUT]),
-            "scans_kept_out": len(usable[::KEPT_OUT]),
-            "scans_sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in usable],
+            "adapted": kept,
+            "judged": judged,
+            "laws": dict(Counter(measure.law(path) for path in scans).most_common()),
+            "train_time_s": spent,
+            "scans": {"trained": len(learning), "chose": len(choosing), "judged": len(judging)},
+            "generated": recipe.generated,
+            "scans_sha256": [hashlib.sha256(file.read_bytes()).hexdigest() for path in scans for file in _files(path)],
             "attribution": recipe.attribution,
             "started_from": start.hash,
             "channels": list(start.network.channels),
             "threads": torch.get_num_threads(),
             "machine": platform.machine(),
             "torch": str(torch.__version__),
+            "commit": environment.commit(),
             "reference": _reference(bundle, measure, base, work),
         }
-        state = load_tensors(work / "models" / "model.pt")
+        state = load_tensors(adapted) if kept else start.network.state_dict()
     card["sha256"] = _hash_of(state)
     weights, told, page = (bundle / name for name in ("models/model.pt", "docs/weights.json", "docs/README.md"))
     weights.parent.mkdir(exist_ok=True)
@@ -151,47 +190,84 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
 
 
 class _Once(EstimateNoised):
-    """Measures the noise of a scan once, however often the scan is read."""
+    """Measures the noise of a scan once, however often the scan is read; that of a generated one is known."""
 
     def __init__(self, keys: str, modality: str) -> None:
         super().__init__(keys, modality)
+        self.asked, self.given = self.request, dict[tuple[str, ...], NoiseRequest]()
         self.known = dict[tuple[str, ...], tuple[NoiseChoice, ...]]()
+
+    def know(self, path: Path, law: NoiseModel) -> None:
+        """Take the noise of a file to be white and of a law."""
+        level = {name: float(value) for name, value in law.parameters.items()}
+        self.given[(str(path),)] = NoiseRequest(law.name, level, "white")
+
+    def law(self, path: Path) -> str:
+        """Name of the law of a scan that was measured or is known."""
+        files = next(files for files in self.known if files[0] == str(path) or Path(files[0]).parent == path)
+        return self.known[files][0].noise.law.name
 
     def _choices(self, volume: MetaTensor) -> tuple[NoiseChoice, ...]:
         files = tuple(volume.meta["source"])
         if files not in self.known:
+            self.request = self.given.get(files, self.asked)
             self.known[files] = super()._choices(volume)
         return self.known[files]
 
 
-def _usable(recipe: Recipe, data: Path, measure: _Once, generated: Path) -> tuple[list[Path], Counter[str]]:
-    """Scans whose noise can be told, and how many have which law; why others are left out goes to the log."""
+class _Judge:
+    """The clean-free figure of weights on scans that they were not trained on."""
+
+    def __init__(self, measure: _Once, spatial_dims: int) -> None:
+        self.measure, self.spatial_dims = measure, spatial_dims
+        self.read = Compose([LoadScand("image"), measure, ToPatchesd("image", held_out=HELD_OUT), HeldOutd("image")])
+
+    def __call__(self, scans: Sequence[Path], weights: Path) -> float:
+        """Remaining error over the held-out voxels of scans, in noise variances."""
+        network, infer = score_network(self.spatial_dims, None, str(weights)).eval(), RiskInferer("cpu", "auto")
+        sums = torch.stack([infer(self.read({"image": path})["image"], network) for path in scans]).double().sum(0)
+        return float(sums[0] / sums[1])
+
+
+def _real(recipe: Recipe, data: Path, judge: _Judge, base: Path) -> list[Path]:
+    """Scans whose noise is told by a law; why others are left out goes to the log."""
     found = [path for pattern in recipe.scans for path in sorted(data.glob(pattern))]
     if recipe.scans and not found:
         raise InputError("the recipe finds no scans here", remedy="let N2S_DATA name the folder of the data", path=data)
-    usable, laws = list[Path](), Counter[str]()
-    for path in [*found, *_generated(generated, recipe.generated)]:
+    usable = []
+    for path in found:
         try:
-            noise = measure(LoadScand("image")({"image": path}))["image"].meta[NOISE][0].noise
+            figure = judge([path], base)
         except (InputError, NoiseLawError) as error:
             log.warning("left out: %s", error)
             continue
-        usable.append(path)
-        laws[noise.law.name] += 1
-    if len(usable) < 2:
-        raise InputError("fewer than two scans can be used", remedy="correct the recipe", path=data)
-    return usable, laws
+        if 0 < figure < 1:
+            usable.append(path)
+        else:
+            log.warning("left out: %s: no law of noise holds, the clean-free figure is %.2f", path, figure)
+    return usable
 
 
-def _generated(folder: Path, count: int) -> list[Path]:
-    """Write images of generated anatomy with fully developed speckle."""
+def _files(path: Path) -> list[Path]:
+    """The files of a scan."""
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _generated(folder: Path, count: int, measure: _Once) -> list[Path]:
+    """Write generated anatomy with white noise of the modality's usual law, which is told to ``measure``."""
     folder.mkdir()
+    modality = measure.modality
+    name, (low, high) = LEVELS[modality.law]
     files = [folder / f"{number:03d}.nii.gz" for number in range(count)]
     for number, file in enumerate(files):
         dice = Dice(torch.Generator().manual_seed(number))
-        plane = textured_volume((PLANE, PLANE, 8), dice.generator)[..., 4]
-        x = 20 + 200 * plane.clamp(0, 1)
-        _write(file, law_named("gamma", k=dice.log_uniform(*LOOKS)).sample(x, dice.generator))
+        kind = dice.pick(list(KINDS[modality.name]))
+        if modality.name == "us":
+            x = textured_volume((PLANE, PLANE, 8), dice.generator, kind=kind)[..., 4]
+        else:
+            x = textured_volume((EDGE, EDGE, EDGE), dice.generator, kind=kind)
+        law = law_named(modality.law, **{name: dice.log_uniform(low, high)})
+        measure.know(_write(file, law.sample(LOW + RANGE * x, dice.generator)), law)
     return files
 
 
@@ -204,20 +280,22 @@ def _write(file: Path, values: Tensor) -> Path:
 # -- training ----------------------------------------------------------------------------------------------
 
 
-def _train(bundle: Path, scans: Sequence[Path], base: Path, keys: Mapping[str, Any], work: Path) -> dict[str, Any]:
+def _train(
+    bundle: Path, learning: Sequence[Path], choosing: Sequence[Path], base: Path, keys: Mapping[str, Any], work: Path
+) -> dict[str, Any]:
     """Train by the bundle's own configuration; the best weights are then in ``models/model.pt`` of ``work``."""
-    kept_out = set(scans[::KEPT_OUT])
     listed = {
-        "training": [{"image": str(path)} for path in scans if path not in kept_out],
-        "validation": [{"image": str(path)} for path in scans if path in kept_out],
+        "training": [{"image": str(path)} for path in learning],
+        "validation": [{"image": str(path)} for path in choosing],
     }
     (work / "list.json").write_text(json.dumps(listed), encoding="utf-8")
     places = {"ckpt_dir": work / "models", "cache_dir": work / "cache", "output_dir": work / "train"}
-    workflow = _run(bundle, ["train"], work / "list.json", base, **{k: str(v) for k, v in places.items()}, **keys)
+    telling = {"validate#preprocessing#transforms#2": ToPatchesd("image", held_out=HELD_OUT)}
+    words = {name: str(place) for name, place in places.items()} | telling
+    workflow = _run(bundle, ["train"], work / "list.json", base, **words, **keys)
     best, shown = workflow.parser.get_parsed_content("best"), workflow.parser
     return {
-        "clean_free_base": best.first,
-        "clean_free": best.risk,
+        "chosen_by": {"base": best.first, "adapted": best.risk},
         "steps": workflow.trainer.state.iteration,
         **{key: shown.get_parsed_content(key) for key in ("patch", "patches", "sigma_a", "learning_rate", "seed")},
     }
@@ -237,6 +315,15 @@ def _run(bundle: Path, configs: Sequence[str], data: Path, weights: Path, **keys
     workflow.run()
     workflow.finalize()
     return workflow
+
+
+def _judged(judge: _Judge, scans: Sequence[Path], generated: Path, weights: Mapping[str, Path]) -> dict[str, Any]:
+    """Clean-free figures of weights by name, on noisy scans and on generated ones, where there are any."""
+    kinds = {
+        "scans": [path for path in scans if path.parent != generated],
+        "generated": [path for path in scans if path.parent == generated],
+    }
+    return {kind: {name: judge(some, file) for name, file in weights.items()} for kind, some in kinds.items() if some}
 
 
 # -- figures -----------------------------------------------------------------------------------------------
@@ -276,27 +363,39 @@ def _phantom(modality: str) -> tuple[Tensor, NoiseModel]:
 
 def weights_section(card: Mapping[str, Any]) -> str:
     """The part of a bundle's card that tells of its weights."""
+    channels, scans, chosen = "/".join(map(str, card["channels"])), card["scans"], card["chosen_by"]
     laws = ", ".join(f"{name} {count}" for name, count in card["laws"].items())
-    patches = f"{card['steps']:,} steps of {card['patches']} patches of edge {card['patch']}"
-    channels = "/".join(map(str, card["channels"]))
-    minutes = card["train_time_s"] / 60
-    risks, rmse = (card["clean_free_base"], card["clean_free"]), card["reference"]
-    origin = f"adapted to\n{card['scans']} noisy scans; {card['scans_kept_out']} more chose them"
-    if risks[1] >= risks[0]:
-        origin = f"as they\nare: {card['scans_kept_out']} scans kept out do not tell that adaptation betters them"
+    total = sum(scans.values())
+    origin = "adapted as follows" if card["adapted"] else "as they\nare: adapted as follows they were not better"
+    rmse = card["reference"]
+    rows = "".join(
+        f"| {ROWS[kind]}: noise variances left, by Stein's estimate | 1 | {row['base']:.3f} | {row['adapted']:.3f} |\n"
+        for kind, row in card["judged"].items()
+    )
+    told = {
+        "data": card["attribution"],
+        "noisy scans": f"{total}, of which {card['generated']} generated: {scans['trained']} trained on,"
+        f" {scans['chose']} chose the weights, {scans['judged']} judge them",
+        "law of the noise": f"as measured, or known: {laws}",
+        "training": f"{card['steps']:,} steps of {card['patches']} patches of edge {card['patch']},"
+        f" perturbation {card['sigma_a']:g} noise SDs, learning rate {card['learning_rate']:g}, seed {card['seed']}",
+        "chosen by": f"{chosen['base']:.3f} noise variances left before, {chosen['adapted']:.3f} after",
+        "hardware, time": f"{card['threads']} CPU thread(s), {card['machine']}, torch {card['torch']};"
+        f" processor time {card['train_time_s'] / 60:.1f} min",
+        "SHA-256": f"{card['sha256']}; those of the scans and of the base weights are in `weights.json`",
+    }
+    made = "".join(f"| {name} | {what} |\n" for name, what in told.items())
     return f"""\
 **Weights.** `models/model.pt`: the base weights of the package n2s-med (channels {channels}), {origin}.
-{card["attribution"]}.
-Law of the noise as measured: {laws}.
-{patches}, perturbation {card["sigma_a"]:g} noise SDs, learning rate {card["learning_rate"]:g}, seed {card["seed"]};
-{card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; processor time {minutes:.1f} min.
-No clean image was used, in training or in choosing the weights. SHA-256 {card["sha256"]};
-those of the scans and of the base weights are in `weights.json`.
 
-| | noisy | base weights | these |
+| | |
+|---|---|
+{made}
+No clean image was used, in training or in choosing the weights.
+
+| | noisy | base weights | adapted |
 |---|---|---|---|
-| scans kept out: noise variances left, by Stein's estimate | 1 | {risks[0]:.3f} | {risks[1]:.3f} |
-| phantom of known truth: RMSE | {rmse["noisy"]:.4g} | {rmse["base"]:.4g} | {rmse["adapted"]:.4g} |
+{rows}| phantom of known truth: RMSE | {rmse["noisy"]:.4g} | {rmse["base"]:.4g} | {rmse["adapted"]:.4g} |
 """
 
 

@@ -69,7 +69,9 @@ def denoising(
         model=Path(ckpt_path) if ckpt_path else None,
         modality=modality_named(modality).name,
         config=None if adaptation is None else TrainingConfig.from_mapping(adaptation, ADAPTATION),
-        options=DenoiseOptions(flips, formula, chunk_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed),
+        options=DenoiseOptions(
+            flips=flips, formula=formula, chunk_voxels=chunk_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed
+        ),
         compute=Compute.choose(str(device), precision),
         overwrite=overwrite,
         quiet=True,
