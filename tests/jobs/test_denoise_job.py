@@ -12,6 +12,7 @@ import mlflow
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from job_scans import (
     FAST,
     TINY,
@@ -30,9 +31,10 @@ from job_scans import (
 from monai.data import MetaTensor
 
 from n2s_med.jobs.denoise import DenoiseJob
+from n2s_med.jobs.places import names_of, stem_name
 from n2s_med.noise import Gamma, Gaussian, Poisson, Tweedie
 from n2s_med.score import base_model
-from n2s_med.volumes import read
+from n2s_med.volumes import Source, read
 
 LAWS = {
     "gaussian": (Gaussian(10.0), ("--sigma", 10)),
@@ -202,6 +204,7 @@ def test_a_folder_of_scans_gives_a_folder(run: Run, pet: Path, tmp_path: Path) -
     nifti(root / "a" / "scan.nii.gz", noisy(seed=1))
     nifti(root / "b" / "scan.nii.gz", noisy(seed=2))
     nifti(root / "b" / "un compressed.NII", noisy(seed=3))
+    nifti(root / "b" / "\u00e4\u00f6.nii.gz", noisy(seed=4))
     (root / "b" / "broken.nii.gz").write_bytes(b"no image")
     (root / "notes.txt").write_text("hello")
     shutil.copytree(pet, root / "pet")
@@ -211,14 +214,39 @@ def test_a_folder_of_scans_gives_a_folder(run: Run, pet: Path, tmp_path: Path) -
     assert "broken.nii.gz" in done.err
     entries = sorted(p.name for p in (tmp_path / "out").iterdir())
     images = [e for e in entries if e.lower().endswith((".nii", ".nii.gz")) and ".sd." not in e]
-    assert len(images) == 3
-    assert sum(e.endswith(".report.html") for e in entries) == 4
-    assert sum(".sd." in e for e in entries) == 4
+    assert len(images) == 4
+    assert not [e for e in entries if e.startswith(".")]
+    assert sum(e.endswith(".report.html") for e in entries) == 5
+    assert sum(".sd." in e for e in entries) == 5
     (series,) = (p for p in (tmp_path / "out").iterdir() if p.is_dir())
     assert len(list(series.iterdir())) == 12
-    assert done.out.count("  output  ") == 4
+    assert done.out.count("  output  ") == 5
     seen = {values_of(tmp_path / "out" / name).tobytes() for name in images}
-    assert len(seen) == 3
+    assert len(seen) == 4
+
+
+def test_names_of_several_scans() -> None:
+    """One place each, whatever the files are called; none is hidden."""
+    names = ("003_scan.nii", "a/scan.nii", "b/scan.nii.gz", "c/\u5b57.nii", "d/\u5b57.nii")
+    sources = [Source(Path(name), "NIfTI", "nifti", lambda: None) for name in names]
+    given = names_of([*sources, Source(Path("e"), "CT series", "dicom", lambda: None)])
+    assert given[:3] == ["003-scan.nii", "scan.nii", "003_scan.nii.gz"]
+    assert given[-1] == "006_CT-series"
+    assert len({stem_name(name).lower() for name in given}) == 6
+    assert not [name for name in given if name.startswith(".")]
+
+
+def test_the_report_tells_of_what_is_written(run: Run, tmp_path: Path) -> None:
+    """MR magnitude in the noise: the figures are those of the values whose Rician bias is taken off."""
+    generator = torch.Generator().manual_seed(0)
+    signal = 60 * (blob((24, 24, 24)) > 100)
+    magnitude = torch.hypot(*(signal * part + 10 * torch.randn(signal.shape, generator=generator) for part in (1, 0)))
+    source = nifti(tmp_path / "in.nii.gz", magnitude.numpy())
+    assert denoise(run, source, tmp_path / "out.nii.gz", "--modality", "mr").code == 0
+    figures = report_of(tmp_path / "out.nii.gz")["figures"]
+    assert figures["noise"]["rician_bias_corrected"]
+    written = float(values_of(tmp_path / "out.nii.gz").mean(dtype=np.float64))
+    assert figures["quantities"]["mean_after_units"] == pytest.approx(written, rel=1e-6)
 
 
 def test_memory_holds_one_scan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
