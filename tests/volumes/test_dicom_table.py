@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +17,20 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def table() -> Iterator[ModuleType]:
+def table() -> Iterator[SimpleNamespace]:
+    """The command and its parts, as one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         import dicom_table
+        from readers import comparison, libraries, made, truth
 
-        yield dicom_table
-    del sys.modules["dicom_table"]
+        parts = (dicom_table, comparison, libraries, made, truth)
+        yield SimpleNamespace(**{name: value for part in parts for name, value in vars(part).items()})
+    for name in [name for name in sys.modules if name == "dicom_table" or name.partition(".")[0] == "readers"]:
+        del sys.modules[name]
 
 
-def ours(table: ModuleType, path: Path):
+def ours(table: SimpleNamespace, path: Path):
     ((values, affine),) = table.ours(path)
     return values, affine, table.truths(path)
 
@@ -72,7 +76,7 @@ def test_made_series_are_what_their_names_say(table, tmp_path, data, name, shape
 
 
 def test_numbers_are_short(table):
-    assert [table._short(x) for x in (1e-9, 0.0123, 4.5, 123.4)] == ["0", "0.012", "4.5", "123"]
+    assert [table.short(x) for x in (1e-9, 0.0123, 4.5, 123.4)] == ["0", "0.012", "4.5", "123"]
 
 
 def test_every_readable_single_file_comes_back_unchanged(table, data, tmp_path, provenance):
