@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from n2s_med.jobs.denoise import DenoiseJob, Result
 from n2s_med.noise import Poisson
 from n2s_med.phantoms import PetPhantom, pet_phantom, write_pet_series
 from n2s_med.training import ADAPTATION, TrainingConfig
-from n2s_med.volumes import read
+from n2s_med.volumes import is_nifti_name, read
 
 GAIN_BQML = 250.0
 """Activity concentration of one count: the warm background then holds 20 counts a voxel."""
@@ -49,11 +50,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except N2SError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
 
 def _own_scan(source: Path, out: Path, seconds: float) -> None:
-    name = source.name if source.name.endswith((".nii", ".nii.gz")) else f"{source.resolve().name}_denoised"
+    name = source.name if is_nifti_name(source) else f"{source.resolve().name}_denoised"
     _show(_denoise(source, out / name, replace(ADAPTATION, seconds=seconds)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,23 @@ def test_an_own_scan_of_another_kind_is_refused_in_one_line(tmp_path: Path, caps
     assert end.value.code == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_denoise", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--out", str(tmp_path), "--input", str(tmp_path / "SCAN.NII")])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted: nothing half-written is left\n"
+
+
+def test_the_output_is_named_after_ones_own_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[Path] = []
+    monkeypatch.setattr(demo, "_denoise", lambda _, output, __: outputs.append(output) or [])
+    for name in ("scan.nii.gz", "SCAN.NII", "series"):
+        with pytest.raises(SystemExit):
+            demo.main(["--out", str(tmp_path), "--input", name])
+    assert [output.name for output in outputs] == ["scan.nii.gz", "SCAN.NII", "series_denoised"]
 
 
 def test_the_gain_makes_the_background_hold_twenty_counts() -> None:

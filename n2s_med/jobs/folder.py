@@ -39,10 +39,10 @@ class ModelFolder:
         Raises
         ------
         OutputError
-            If a model is there already, or none can be written there.
+            If a finished model is there already, or none can be written there.
         """
-        model = self.path / "model.pt"
-        if model.exists() and not self.overwrite:
+        model, unfinished = self.path / "model.pt", self.path / "checkpoint.pt"
+        if model.exists() and not unfinished.exists() and not self.overwrite:
             raise OutputError("there is a model already", remedy="give another --out or --overwrite", path=self.path)
         check_free(model, overwrite=True)
 

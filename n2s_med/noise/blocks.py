@@ -165,7 +165,7 @@ def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Gen
 
 
 def _edges(shape: Sequence[int], spacing_mm: Sequence[float], edge: int) -> tuple[int, ...]:
-    finest = min(s for s, n in zip(spacing_mm, shape, strict=True) if n > 1)
+    finest = min((s for s, n in zip(spacing_mm, shape, strict=True) if n > 1), default=1.0)
     return tuple(min(n, max(2, round(edge * finest / s)), edge) for s, n in zip(spacing_mm, shape, strict=True))
 
 

@@ -1,10 +1,9 @@
 """The training loop.
 
 Everything happens in the unit-noise domain: small patches, a perturbation coloured as the noise is, flips and
-permutations of like axes, Muon and a cosine. Each step draws
-from a generator seeded by its own number, so a run that was killed and resumed ends with the same weights.
-The figure that picks the weights and stops early is SURE on held-out voxels of the noisy volumes; no clean
-image is used.
+permutations of like axes, Muon and a cosine. Each step draws from a generator seeded by its own number, so a run that
+was killed and resumed ends with the same weights. The figure that picks the weights and stops early is SURE on
+held-out voxels of the noisy volumes; no clean image is used.
 """
 
 from __future__ import annotations
@@ -103,6 +102,7 @@ class Trainer:
         if not self.resumed:
             self.steps = config.steps or self._steps_in_budget()
             self.optimizer = self._new_optimizer(self.network, self.steps)
+            self._save()  # a run killed from here on has as many steps when it is taken up
 
     def run(self, progress: Progress = no_progress) -> ScoreUNet:
         """Train to the end of the budget or to an early stop; return the network with its best weights.

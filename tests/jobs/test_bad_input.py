@@ -101,6 +101,10 @@ def constant(path: Path) -> Path:
     return nifti(path / "constant.nii.gz", np.full((20, 20, 20), 7.0))
 
 
+def one_voxel(path: Path) -> Path:
+    return nifti(path / "one.nii.gz", noisy(shape=(1, 1, 1)))
+
+
 def all_padding(path: Path) -> Path:
     file = carried("CT_small.dcm", path)
     (dataset,) = datasets(path)
@@ -127,6 +131,7 @@ BAD = {
     "constant": constant,
     "padding": all_padding,
     "--sigma": tiny,
+    "blocks of the volume show noise": one_voxel,
 }
 
 
@@ -143,7 +148,7 @@ def test_what_is_no_usable_scan(run: Run, tmp_path: Path, cause: str, command: s
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.parametrize("make", [constant, all_padding], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [constant, one_voxel, all_padding], ids=lambda make: make.__name__)
 def test_nothing_to_denoise_with_a_level_given(run: Run, tmp_path: Path, make: Callable[[Path], Path]) -> None:
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in")

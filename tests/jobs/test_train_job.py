@@ -215,6 +215,38 @@ def test_killed_outright_and_started_again(run: Run, undisturbed: tuple[Path, st
     assert sorted(set(steps)) == [*range(3, 40, 3), 40]
 
 
+def test_a_time_budget_is_taken_up_with_the_steps_it_had(
+    run: Run, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the first check, when nothing is known yet but how many steps fit."""
+    command = ("train", scan, "--modality", "ct", "--out", tmp_path / "out", *FAST, "--no-track", "--seconds", 0.3)
+    keys = ("--set", "channels=[3]", "--set", "patch=8")
+    monkeypatch.setattr(Trainer, "_steps_in_budget", lambda _: 17)
+    undo = signalled(monkeypatch, signal.SIGINT, at_step=0)
+    assert run(*command, *keys).code == 130
+    undo()
+    monkeypatch.setattr(Trainer, "_steps_in_budget", lambda _: 23)
+    done = run(*command, *keys)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["steps"] == 17
+
+
+def test_killed_when_the_model_is_there_already(
+    run: Run, undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, wanted = undisturbed
+    show = TrainJob._show
+    monkeypatch.setattr(TrainJob, "_show", lambda *_: signal.raise_signal(signal.SIGINT))
+    options = [*STEPS, "--no-track"]
+    assert train(run, tmp_path / "out", scan, options=options).code == 130
+    assert files_below(tmp_path / "out") == ["card.json", "checkpoint.pt", "model.pt"]
+    monkeypatch.setattr(TrainJob, "_show", show)
+    done = train(run, tmp_path / "out", scan, options=options)
+    assert done.code == 0, done.err
+    assert ScoreModel.load(tmp_path / "out").hash == wanted
+    assert files_below(tmp_path / "out") == ["card.json", "model.pt"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_and_started_again(
     run: Run,

@@ -86,7 +86,7 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path: Path, stops: list[int]
         with pytest.raises(Killed):
             trainer(tmp_path, config).run(kill_at(stop))
     last = trainer(tmp_path, config)
-    assert last.resumed == (max(stops) >= 3)
+    assert last.resumed
     assert last.done == max(stops) // 3 * 3
     assert same(weights(last.run()), wanted)
     assert last.history == undisturbed.history
@@ -138,7 +138,7 @@ def test_killed_while_the_checkpoint_is_written(tmp_path: Path, monkeypatch: pyt
 
     def dying(content: object, target: object) -> None:
         real(content, target)
-        if next(calls) == 3:
+        if next(calls) == 4:
             raise Killed
 
     with monkeypatch.context() as patched:
