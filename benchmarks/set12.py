@@ -96,7 +96,7 @@ def _denoised(y: Tensor, noise: ScanNoise, steps: int) -> Tensor:
         config = replace(ADAPTATION, steps=steps, patch=PATCH)
         source = PatchSampler([volume], edge=PATCH, held_out=config.held_out, seed=config.seed)
         trainer = Trainer(source, config, compute, network=model.network)
-        model = ScoreModel(trainer.run(), trainer.objective.scale)
+        model = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
     return Denoiser(model, noise, compute)(y[..., None]).x_hat[..., 0]
 
 

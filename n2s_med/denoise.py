@@ -212,7 +212,7 @@ class Denoiser:
         return law.mean_from_unit(y, score_u)
 
     def _regained(self, x_hat: Tensor, u: UnitData) -> Tensor:
-        """Whole counts: sums of neighbours decide where they are few, and regions keep the mean that the data have."""
+        """Whole counts: regions keep the mean that the data have; where counts are few for the model, sums decide."""
 
         def counts(values: Tensor) -> Tensor:
             return torch.where(u.valid, values / gain, 0.0)
@@ -221,7 +221,8 @@ class Denoiser:
         assert isinstance(law, Poisson)
         gain = law.gain
         data, estimate = counts(u.y), counts(x_hat)
-        sums = denoised_sums(data, u.valid, self._denoised_counts) if few(estimate, u.valid) else None
+        doubtful = not self.model.learned_counts and few(estimate, u.valid)
+        sums = denoised_sums(data, u.valid, self._denoised_counts) if doubtful else None
         out = torch.empty_like(x_hat)
         for region, found in regained(estimate, data, u.valid, sums, self._planes(u.shape)):
             out[region] = torch.where(u.valid[region], found * law.at(region).gain, u.y[region])

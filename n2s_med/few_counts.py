@@ -24,7 +24,7 @@ FEW = (2.0, 5.0)
 STEPS = 2
 """Steps towards the denoised sums."""
 
-NEAR, REGION, CUT = 2.0, 2.5, 3
+NEAR, REGION, CUT = 2.0, 3.0, 3
 """Gaussian SD in voxels of a neighbourhood whose mean count is told and of a region whose mean is kept; where both
 are cut off, in SDs."""
 

@@ -8,6 +8,7 @@ import torch
 from cases import Scan
 
 from arms.base import Result, Settings
+from n2s_med.compute import Compute
 from n2s_med.denoise import Denoiser
 from n2s_med.noise.estimate import estimate
 from n2s_med.noise.scan import ScanNoise
@@ -28,7 +29,7 @@ def ours_blind(scan: Scan, settings: Settings) -> Result:
 
 def base(scan: Scan, settings: Settings) -> Result:
     """The base weights as they are."""
-    model = base_model(scan.y.ndim).centred(_unit(scan, scan.noise).centre)
+    model = base_model(scan.y.ndim).centred(unit(scan, scan.noise).centre)
     return _denoised(scan, scan.noise, model, settings)
 
 
@@ -56,7 +57,7 @@ def _with(result: Result, notes: dict[str, float]) -> Result:
     return Result(result.x_hat, {**result.notes, **notes})
 
 
-def _unit(scan: Scan, noise: ScanNoise) -> UnitVolume:
+def unit(scan: Scan, noise: ScanNoise) -> UnitVolume:
     """The scan in the unit-noise domain, counts dequantised."""
     generator = torch.Generator().manual_seed(scan.seed)
     u = noise.law.to_unit(noise.dequantised(scan.y, generator)).float()
@@ -66,12 +67,20 @@ def _unit(scan: Scan, noise: ScanNoise) -> UnitVolume:
 def _trained(
     scan: Scan, noise: ScanNoise, config: TrainingConfig, start: ScoreModel | None, settings: Settings
 ) -> Result:
+    model, risk = trained_model(scan, noise, config, start, settings.compute)
+    return _with(_denoised(scan, noise, model, settings), {"held_out_sure": risk})
+
+
+def trained_model(
+    scan: Scan, noise: ScanNoise, config: TrainingConfig, start: ScoreModel | None, compute: Compute
+) -> tuple[ScoreModel, float]:
+    """A model trained on the scan, or adapted to it, and its risk on held-out voxels."""
     config = replace(config, seed=scan.seed)
-    source = PatchSampler([_unit(scan, noise)], edge=config.patch, held_out=config.held_out, seed=config.seed)
+    source = PatchSampler([unit(scan, noise)], edge=config.patch, held_out=config.held_out, seed=config.seed)
     network = start.centred(source.centre).network if start else None
-    trainer = Trainer(source, config, settings.compute, network=network)
-    model = ScoreModel(trainer.run(), trainer.objective.scale)
-    return _with(_denoised(scan, noise, model, settings), {"held_out_sure": min(trainer.history.sure)})
+    trainer = Trainer(source, config, compute, network=network)
+    model = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
+    return model, min(trainer.history.sure)
 
 
 def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings) -> Result:

@@ -126,4 +126,4 @@ def fit_to(
         "machine": platform.machine(),
         "torch": str(torch.__version__),
     }
-    return ScoreModel(best, scale=scale, card=card)
+    return ScoreModel(best, scale=scale, learned_counts=trainer.learned_counts, card=card)

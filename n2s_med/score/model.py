@@ -38,6 +38,8 @@ class ScoreModel:
         Name of the noise law it was trained under, or ``"any"``.
     card
         How it was made: configuration, data hashes, clean-free figures. Plain numbers and strings.
+    learned_counts
+        Whether it was trained by count splitting, and so holds however few the counts are.
     """
 
     network: ScoreUNet
@@ -45,6 +47,7 @@ class ScoreModel:
     modality: str = ANY
     law: str = ANY
     card: Mapping[str, Any] = field(default_factory=dict)
+    learned_counts: bool = False
 
     def check_fits(self, *, modality: str | None, law: str, spatial_dims: int) -> None:
         """Refuse data that the model was not trained for.
@@ -99,6 +102,7 @@ class ScoreModel:
                 "scale": self.scale,
                 "modality": self.modality,
                 "law": self.law,
+                "learned_counts": self.learned_counts,
                 "card": dict(self.card),
             },
             path,
@@ -124,7 +128,8 @@ class ScoreModel:
                 )
             network = ScoreUNet(**saved["network"])
             network.load_state_dict(saved["state"])
-            return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"])
+            counts = saved.get("learned_counts", False)  # the first files of this format do not say
+            return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"], counts)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file) from error
 

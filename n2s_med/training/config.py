@@ -33,6 +33,9 @@ class TrainingConfig:
         ``"ar-dae"``, ``"dsm"`` or ``"total-unit-noise"``; see :mod:`n2s_med.score.objectives`.
     sigma_a
         Perturbation, in standard deviations of the noise.
+    kept_counts
+        Of whole counts no perturbation is learned: the network is shown this share of each and learns the rest
+        (:mod:`n2s_med.score.splitting`). 0 perturbs them as other data.
     learning_rate
         Peak learning rate of Muon.
     momentum
@@ -58,6 +61,7 @@ class TrainingConfig:
     antithetic: bool = True
     objective: str = "ar-dae"
     sigma_a: float = 0.5
+    kept_counts: float = 0.8
     learning_rate: float = 0.02
     momentum: float = 0.9
     channels: tuple[int, ...] = (16, 64, 128)
@@ -74,7 +78,7 @@ class TrainingConfig:
         for key in ("steps", "seed"):
             if getattr(self, key) < 0:
                 raise _out_of_range(key, getattr(self, key), "a number of zero or above")
-        for key in ("momentum", "ema", "held_out"):
+        for key in ("kept_counts", "momentum", "ema", "held_out"):
             if not 0 <= getattr(self, key) < 1:
                 raise _out_of_range(key, getattr(self, key), "a number from 0 up to but without 1")
         if self.objective not in OBJECTIVES:

@@ -22,16 +22,21 @@ from torch import Tensor
 
 from n2s_med.compute import Compute, fastest_threads
 from n2s_med.errors import ModelError, N2SError
+from n2s_med.noise.scan import ScanNoise
 from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.objectives import OBJECTIVES, Objective
 from n2s_med.score.optimizer import ScoreOptimizer
-from n2s_med.score.patches import PatchSource
+from n2s_med.score.patches import Patch, PatchSource
+from n2s_med.score.splitting import counts_of, deviance, split, split_risk
 from n2s_med.score.stein import risk_terms
 from n2s_med.training.config import TrainingConfig
 
 TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
+
+Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
+"""A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with the steps done, the steps in all, and the newest figures."""
@@ -45,7 +50,8 @@ def no_progress(done: int, total: int, figures: Mapping[str, float]) -> None:
 class History:
     """What a run measured, check by check: steps done, mean loss since the last check, held-out SURE.
 
-    SURE (for Poisson noise, PURE) is the estimated mean squared error in units of the noise variance.
+    SURE (for whole counts, :func:`~n2s_med.score.splitting.split_risk`) is the estimated mean squared error in units
+    of the noise variance.
     """
 
     step: list[int] = field(default_factory=list)
@@ -123,6 +129,12 @@ class Trainer:
         self.network.load_state_dict(self.best)
         return self.network.eval()
 
+    @property
+    def learned_counts(self) -> bool:
+        """Whether the best weights were learned by count splitting alone."""
+        trained = self.history.step[self.history.best] > 0
+        return trained and all(self._splits(block.noise) for block in self.source.held_out)
+
     # -- one step --------------------------------------------------------------------------------------
 
     def _one_step(self, network: ScoreUNet, optimizer: ScoreOptimizer, step: int) -> float:
@@ -143,20 +155,44 @@ class Trainer:
 
     def _loss(self, network: ScoreUNet, generator: torch.Generator) -> Tensor:
         """Mean loss over the patches of a step, each under its own perturbation (or an antithetic pair)."""
-        samples = []
+        samples: list[Sample] = []
         for _ in range(self.config.patches):
             patch = self.source.draw(generator)
-            colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
-            samples += [(patch, colored), (patch, -colored)] if self.config.antithetic else [(patch, colored)]
-        shown = [self.objective.perturbed(patch.u, colored) for patch, colored in samples]
-        turned = [patch.augment(v) for (patch, _), v in zip(samples, shown, strict=True)]
-        scores = self._scores(network, turned, [patch.noise.correlation.traits for patch, _ in samples])
+            samples += (self._split if self._splits(patch.noise) else self._perturbed)(patch, generator)
+        turned = [patch.augment(shown) for patch, shown, _ in samples]
+        scores = self._scores(network, turned, [patch.noise.correlation.traits for patch, *_ in samples])
         total = count = torch.zeros((), device=self.compute.device)
-        for (patch, colored), v, score in zip(samples, shown, scores, strict=True):
-            u, v, colored, weight = (t.to(self.compute.device) for t in (patch.u, v, colored, patch.weight))
-            total = total + (self.objective.error(u, v, patch.restore(score), colored) * weight).sum()
+        for (patch, _, error), score in zip(samples, scores, strict=True):
+            weight = patch.weight.to(self.compute.device)
+            total = total + (error(patch.restore(score)) * weight).sum()
             count = count + weight.sum()
         return total / count.clamp_min(1)
+
+    def _splits(self, noise: ScanNoise) -> bool:
+        """Whether data are learned by count splitting."""
+        return self.config.kept_counts > 0 and noise.quantum > 0
+
+    def _perturbed(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
+        """A patch under one perturbation, or an antithetic pair."""
+        drawn = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
+
+        def sample(colored: Tensor) -> Sample:
+            v = self.objective.perturbed(patch.u, colored)
+            given = [t.to(self.compute.device) for t in (patch.u, v, colored)]
+            return patch, v, lambda score: self.objective.error(given[0], given[1], score, given[2])
+
+        return [sample(drawn), sample(-drawn)] if self.config.antithetic else [sample(drawn)]
+
+    def _split(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
+        """A patch of whole counts, split once, or twice where others are perturbed in pairs."""
+        kept, counts = self.config.kept_counts, counts_of(patch.u)
+
+        def sample() -> Sample:
+            shown, rest = split(counts, kept, generator)
+            given = [t.to(self.compute.device) for t in (shown, rest)]
+            return patch, shown, lambda score: deviance(self.objective.scale * score, given[0], given[1], kept)
+
+        return [sample() for _ in range(2 if self.config.antithetic else 1)]
 
     def _scores(self, network: ScoreUNet, shown: Sequence[Tensor], traits: Sequence[Tensor]) -> Sequence[Tensor]:
         """The network's answers, in one batch where the patches are of one shape."""
@@ -201,8 +237,11 @@ class Trainer:
             def g(v: Tensor, traits: Tensor = traits) -> Tensor:
                 return self._answer(network, v, traits).cpu() * self.objective.scale
 
-            white = torch.randn(block.u.shape, generator=generator)
-            error, variance = risk_terms(g, block.u, block.noise, white)
+            if self._splits(block.noise):
+                error, variance = split_risk(g, block.u, self.config.kept_counts, generator)
+            else:
+                white = torch.randn(block.u.shape, generator=generator)
+                error, variance = risk_terms(g, block.u, block.noise, white)
             scale = float(variance.mean())
             risk += float(error[block.inside].sum()) / scale
             noise += float(variance[block.inside].sum()) / scale
@@ -211,12 +250,13 @@ class Trainer:
     def _stalled(self) -> bool:
         """Whether SURE has not improved for ``patience`` checks, or cannot judge the weights given.
 
-        An error cannot be below zero: where its estimate for the weights given is, as at very few counts or where
-        the noise is not what it is taken for, it would as soon choose worse ones.
+        An error cannot be below zero: where its estimate for the weights given is, as where the noise is not what it
+        is taken for, it would as soon choose worse ones. (By count splitting it may be, by chance, and still chooses.)
         """
         if not self.history.sure:
             return False
-        unfit = self.fine_tuning and self.history.sure[0] <= 0
+        exact = all(self._splits(block.noise) for block in self.source.held_out)
+        unfit = self.fine_tuning and self.history.sure[0] <= 0 and not exact
         return unfit or len(self.history.sure) - self.history.best > self.config.patience
 
     # -- budget ----------------------------------------------------------------------------------------
