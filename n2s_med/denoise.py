@@ -28,9 +28,9 @@ from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.patches import Boxes, noisy_corner
-from n2s_med.score.stein import PROBE_STEP, risk_terms, step_terms
+from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
 from n2s_med.score.stream import StreamedNetwork
-from n2s_med.uncertainty import MARGIN, Curve, smoothed_variance
+from n2s_med.uncertainty import MARGIN, Curve, Errors, smoothed_variance
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
@@ -286,11 +286,8 @@ class Denoiser:
         return amount * self._probe(u.shape, region, QUIET_PROBE)
 
     def _variance(self, u: Boxes, step: float, tell: Tell = lambda _: None) -> Tensor:
-        """``Var[x given u]`` in units of the noise variance, by probes, smoothed.
-
-        Each probe ``L w`` times the response of ``x_hat`` to it has the posterior variance as its mean.
-        """
-        halves = torch.zeros(2, *u.shape)
+        """Variance of ``x_hat`` in units of the noise variance, by probes of the noise, smoothed."""
+        halves, answered = torch.zeros(2, *u.shape), torch.empty(u.shape)
         for index in range(self.options.sd_probes):
             for move in (PROBE_STEP, -PROBE_STEP):
 
@@ -298,8 +295,11 @@ class Denoiser:
                     return u[region] + self._added(u, region) + move * self._probe(u.shape, region, index)
 
                 for region, answer in self._passed(moved, u.shape, tell):
-                    probe = self._probe(u.shape, region, index)
-                    halves[index % 2][region] += probe * (probe / 2 + step * answer / (2 * move))
+                    if move > 0:
+                        answered[region] = answer
+                        continue
+                    left = self._probe(u.shape, region, index) + step * (answered[region] - answer) / (2 * PROBE_STEP)
+                    halves[index % 2][region] += left.square()
         halves *= 2 / self.options.sd_probes
         variance = torch.empty(u.shape)
         for region in slabs(u.shape, self._planes(u.shape)):
@@ -325,7 +325,8 @@ class Denoiser:
         boxes = [tuple(slice(c, c + e) for c, e in zip(corner, edges, strict=True)) for corner in corners]
         patches = [u[box][None, None] for box in boxes]
         probes = [torch.randn(patch.shape, generator=generator) for patch in patches]
-        inside = torch.cat([u.valid[box].flatten() for box in boxes])
+        valid = [u.valid[box] for box in boxes]
+        inside = torch.cat([part.flatten() for part in valid])
 
         def joined(maps: Sequence[Tensor]) -> Tensor:
             return torch.cat([part.flatten() for part in maps])[inside].double()
@@ -333,20 +334,33 @@ class Denoiser:
         def g(v: Tensor) -> Tensor:
             return self._score(v[0, 0])[None, None]
 
-        pairs = [step_terms(g, p, self.noise.correlation, w) for p, w in zip(patches, probes, strict=True)]
-        square, trace = (joined([pair[k] for pair in pairs]) for k in (0, 1))
+        colored = [self.noise.correlation.color(probe) for probe in probes]
+        scores = [g(patch) for patch in patches]
+        slopes = [response(g, patch, b) for patch, b in zip(patches, colored, strict=True)]
+        square = joined([score.square() for score in scores])
+        trace = joined([b * slope for b, slope in zip(colored, slopes, strict=True)])
         best = float(-trace.mean() / square.mean()) if square.any() else 1.0
         step = self._step(best)
-        error, scale = step**2 * square + 2 * step * trace + 1, torch.ones_like(square)
         if self.noise.quantum:
             noises = [u.noise_at(box) for box in boxes]
-            risks = [risk_terms(lambda v: step * g(v), *each) for each in zip(patches, noises, probes, strict=True)]
-            error, scale = (joined([risk[k] for risk in risks]) for k in (0, 1))
-        figures = Figures(step, best, float(error.mean() / scale.mean()))
+            parts = [count_parts(lambda v: step * g(v), *each) for each in zip(patches, noises, probes, strict=True)]
+            risks = [count_risk(*each) for each in parts]
+        else:
+            parts = [
+                (step * score, b, b + step * slope, torch.ones_like(b))
+                for score, b, slope in zip(scores, colored, slopes, strict=True)
+            ]
+            risks = [change.square() + 2 * b * (left - b) + 1 for change, b, left, _ in parts]
+        risk = joined(risks).mean() / joined([part[-1] for part in parts]).mean()
+        figures = Figures(step, best, float(risk))
         if not self.options.sd_probes:
             return figures, Curve()
-        told = [self._variance(patch[0, 0], step) for patch in patches]
-        return figures, Curve.fitted(joined(told).float(), error.float(), scale.float())
+        told = torch.cat([self._variance(patch[0, 0], step)[keep] for patch, keep in zip(patches, valid, strict=True)])
+        errors = [
+            Errors.of(*(torch.where(keep, part[0, 0], 0.0) for part in (total, *each)))
+            for total, each, keep in zip(risks, parts, valid, strict=True)
+        ]
+        return figures, Curve.fitted(told, Errors.joined(errors, valid))
 
     def _step(self, alpha: float) -> float:
         """The step to take: the one given, SURE's within its range, or 1 on a count lattice."""

@@ -1,13 +1,17 @@
-"""The uncertainty map: a variance from probes, smoothed no more than its own noise asks, and calibrated.
+"""The uncertainty map: how much of a probe of the noise is left, squared and smoothed, and calibrated.
 
-Single probes are noisy, and where the image is smooth the posterior variance is a small difference that the network
-gets wrong. So the map is held against the risk that Stein's identities measure, which needs no clean image either.
+With ``J`` the derivative of the estimate, ``|J b|²`` of a probe ``b`` has the variance of the estimate as its mean. It
+is never negative, so its shape holds where the posterior variance ``b J b`` (Manor & Michaeli, ICLR 2024), a small
+difference of noisy products, does not: where the image is smooth. Its level lacks the bias of the estimate. That is
+taken from the risk that Stein's identities measure, which needs no clean image either; and as errors that are left in
+smooth regions are coarse, and Stein's risk is all the noisier the finer the detail it is asked for, the coarse part of
+the risk is measured by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -19,13 +23,75 @@ NARROW, WIDE = 2, 6
 MARGIN = NARROW + 2 * WIDE
 """Voxels around a core whose variance its own depends on."""
 
-CURVE_BINS, CURVE_VOXELS = 6, 1000
+CURVE_BINS, CURVE_VOXELS = 12, 1000
 """Bins of the variance's calibration, and voxels that each needs."""
+
+CHANCE = 3.0
+"""Standard errors by which a difference must be more than chance."""
+
+LEAST = 0.25
+"""Share of the variance by probes below which none is calibrated."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What is measured of the error of each of some voxels, all in the units of ``scale``.
+
+    Attributes
+    ----------
+    risk
+        Stein's estimate of the squared error.
+    coarse
+        The same of its mean over a neighbourhood.
+    told
+        The variance by a probe, of that mean.
+    fine
+        The rest of the variance by a probe.
+    scale
+        Variance of the noise.
+    """
+
+    risk: Tensor
+    coarse: Tensor
+    told: Tensor
+    fine: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, risk: Tensor, change: Tensor, probe: Tensor, answer: Tensor, scale: Tensor) -> Errors:
+        """Of one patch, where the estimate is off the data by ``change`` and answers to ``probe`` by ``answer``."""
+        moved, shaken, left = (mean_filter(part, NARROW) for part in (change, probe, answer))
+        coarse = moved.square() - shaken.square() + 2 * shaken * left
+        return cls(risk, coarse, left.square(), answer.square() - left.square(), scale)
+
+    @classmethod
+    def joined(cls, patches: Sequence[Errors], inside: Sequence[Tensor]) -> Errors:
+        """Those of the voxels ``inside`` of all patches, as vectors."""
+
+        def join(name: str) -> Tensor:
+            return torch.cat([getattr(patch, name)[where] for patch, where in zip(patches, inside, strict=True)])
+
+        return cls(*(join(part.name) for part in fields(cls)))
+
+    def level(self, part: Tensor) -> float:
+        """Squared error of some voxels over the variance of their noise.
+
+        The coarse risk, and the fine variance by probes as far as they are right where it is coarse; put right by the
+        difference to the whole risk where that is more than chance.
+        """
+        scale, coarse, told, fine, risk = (
+            float(values[part].mean()) for values in (self.scale, self.coarse, self.told, self.fine, self.risk)
+        )
+        found = (coarse + fine * min(max(coarse / told, 0.0), 1.0)) / scale if told else coarse / scale
+        difference = risk / scale - found
+        chance = float(self.risk[part].std()) / scale / len(part) ** 0.5
+        kept = max(0.0, 1 - (CHANCE * chance / difference) ** 2) if difference else 0.0
+        return found + kept * difference
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Calibration of the posterior variance: what it says against the risk that was measured where it says so.
+    """Calibration of the variance: what probes say against the error that was measured where they say so.
 
     Attributes
     ----------
@@ -37,24 +103,15 @@ class Curve:
     measured: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
-    def fitted(cls, said: Tensor, error: Tensor, scale: Tensor) -> Curve:
-        """Fit to voxels: the variance they are said to have, and :func:`risk_terms` of each.
-
-        Voxels are sorted by what is said and cut into bins; each bin is corrected by as much of its difference as
-        its standard error does not explain, and the curve is made to rise.
-        """
+    def fitted(cls, said: Tensor, errors: Errors) -> Curve:
+        """Fit to voxels, sorted by what is said and cut into bins; the curve is made to rise."""
         bins = min(CURVE_BINS, len(said) // CURVE_VOXELS)
         if bins < 2:
             return cls()
-        order = said.argsort()
         knots, found = [], []
-        for part in order.tensor_split(bins):
-            mean, level = float(said[part].mean()), float(scale[part].mean())
-            difference = float(error[part].mean()) / level - mean
-            doubt = float(error[part].std()) / level / len(part) ** 0.5
-            kept = max(0.0, 1 - (doubt / difference) ** 2) if difference else 0.0
-            knots.append(mean)
-            found.append(max(mean + kept * difference, doubt / 4))
+        for part in said.argsort().tensor_split(bins):
+            knots.append(float(said[part].mean()))
+            found.append(max(errors.level(part), LEAST * knots[-1]))
         return cls(torch.tensor(knots), torch.tensor(rising(found)))
 
     def __call__(self, variance: Tensor) -> Tensor:

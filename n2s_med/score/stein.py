@@ -60,12 +60,14 @@ def risk_terms(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple
         N(0, I) or ±1 probe, same shape.
     """
     if noise.quantum > 0:
-        return _pure_terms(h, u, noise, white)
+        parts = count_parts(h, u, noise, white)
+        return count_risk(*parts), parts[-1]
     square, trace = step_terms(h, u, noise.correlation, white)
     return square + 2 * trace + 1, torch.ones_like(square)
 
 
-def _pure_terms(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor]:
+def count_parts(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of whole counts in the scan's own units: ``f - y``, the probe ``b``, ``(∂f/∂y) b``, and the noise variance."""
     law = noise.law
     y = law.from_unit(u)
     variance = noise.variance(y)
@@ -76,4 +78,9 @@ def _pure_terms(h: Function, u: Tensor, noise: ScanNoise, white: Tensor) -> tupl
         return law.mean_from_unit(counts, h(law.to_unit(counts)))
 
     probe = variance.sqrt() * noise.correlation.color(white)
-    return (estimate(y) - y).square() - variance + 2 * probe * response(estimate, y, probe), variance
+    return estimate(y) - y, probe, response(estimate, y, probe), variance
+
+
+def count_risk(change: Tensor, probe: Tensor, answer: Tensor, variance: Tensor) -> Tensor:
+    """PURE per voxel from :func:`count_parts`."""
+    return change.square() - variance + 2 * probe * answer
