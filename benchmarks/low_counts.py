@@ -27,7 +27,8 @@ from n2s_med.noise import Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.phantoms import PetPhantom, pet_phantom
-from n2s_med.score import base_model
+from n2s_med.score import ScoreModel, base_model
+from n2s_med.training import ADAPTATION, PatchSampler, Trainer, UnitVolume
 
 MEANS = (20.0, 5.0, 2.0, 1.0, 0.5)
 PROBES = 2
@@ -40,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--means", nargs="+", type=float, default=list(MEANS))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--adapt-steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/low_counts.md"))
     options = parser.parse_args(argv)
     set_threads(options.threads)
     phantom, rows = pet_phantom(), []
     for mean in options.means:
-        runs = [_run(phantom, mean, seed) for seed in range(options.seeds)]
+        runs = [_run(phantom, mean, seed, options.adapt_steps) for seed in range(options.seeds)]
         for name in runs[0]:
             figures = [statistics.fmean(values) for values in zip(*(run[name] for run in runs), strict=True)]
             rows.append([f"{mean:g}", name, f"{figures[0]:.3f}", *(f"{100 * bias:+.2f} %" for bias in figures[1:])])
@@ -56,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(phantom: PetPhantom, mean: float, seed: int) -> Mapping[str, list[float]]:
+def _run(phantom: PetPhantom, mean: float, seed: int, steps: int) -> Mapping[str, list[float]]:
     """RMS error in units of the root of the mean count, and biases, of each estimate."""
     x = phantom.activity * (mean / float(phantom.activity[phantom.background].mean()))
     y = Poisson(1.0).sample(x, torch.Generator().manual_seed(seed))
     regions = (phantom.background, phantom.sphere_cores[_hot(phantom)].any(0))
     out = {}
-    for name, x_hat in {"the data": y, **_estimates(y, seed)}.items():
+    for name, x_hat in {"the data": y, **_estimates(y, phantom.spacing_mm, seed, steps)}.items():
         error = float((x_hat - x).square().mean().sqrt()) / mean**0.5
         biases = [float(x_hat[r].mean() / of[r].mean()) - 1 for r in regions for of in (x, y)]
         out[name] = [error, *biases]
@@ -73,8 +75,8 @@ def _hot(phantom: PetPhantom) -> Tensor:
     return torch.tensor([sphere.contrast > 1 for sphere in phantom.spheres])
 
 
-def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
-    """The counts denoised by each formula, all from one score and one set of probes."""
+def _estimates(y: Tensor, spacing_mm: Sequence[float], seed: int, steps: int) -> Mapping[str, Tensor]:
+    """The counts denoised by each formula, all from one score and one set of probes, and by ours."""
     law = Poisson(1.0)
     noise = ScanNoise(law, Correlation.white(), law.quantum)
     data = UnitData(y, torch.ones_like(y, dtype=torch.bool), noise)
@@ -90,19 +92,29 @@ def _estimates(y: Tensor, seed: int) -> Mapping[str, Tensor]:
     score = (published.clamp_min(1e-6) / (y + 0.5)).log()  # its own formula, solved for the score
     slope = law.score_derivative_from_unit(y, (score - law.unit_curvature(y)[0]) / law.unit_slope(y), unit - 1)
     found["second-order formula"] = law.posterior_mean(y, score, slope)
-    return {**found, "ours": ours}
+    u = noise.law.to_unit(noise.dequantised(y, torch.Generator().manual_seed(seed))).float()
+    config = replace(ADAPTATION, steps=steps, seed=seed)
+    volume = UnitVolume(u, torch.ones_like(y, dtype=torch.bool), noise, tuple(spacing_mm))
+    source = PatchSampler([volume], edge=config.patch, held_out=config.held_out, seed=seed)
+    trainer = Trainer(source, config, Compute.choose(), network=model.network)
+    taught = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
+    adapted = Denoiser(taught, noise, Compute.choose(), replace(options, few_counts=True))(y).x_hat
+    return {**found, "ours, base weights": ours, "ours, adapted": adapted}
 
 
 def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
     return f"""\
 # Few counts
 
-Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), base
-weights without adaptation, law and level known, without the averaging over flips. Mean counts: of the warm background.
-RMS error over all voxels, in roots of that mean. Biases of the mean of the background and of the four hot spheres'
-cores against the truth, and against the mean of the noisy counts in the same voxels. Second order: with the posterior
-variance, by {PROBES} probes. Ours: the formula of the mean, moved towards the denoised sums of neighbouring counts
-where counts are few, and to the regional means of the data (`n2s_med.few_counts`), as `n2s-med denoise` does.
+Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), law and
+level known, without the averaging over flips. Mean counts: of the warm background. RMS error over all voxels, in roots
+of that mean. Biases of the mean of the background and of the four hot spheres' cores against the truth, and against the
+mean of the noisy counts in the same voxels.
+
+The formulas are given the base weights as they are; the second-order one also the posterior variance, by {PROBES}
+probes. Ours, base weights: the formula of the mean, moved towards the denoised sums of neighbouring counts where counts
+are few, and to the regional means of the data (`n2s_med.few_counts`). Ours, adapted: by weights that {options.adapt_steps}
+steps of count splitting taught the counts at hand (`n2s_med.score.splitting`), as `n2s-med denoise` does.
 
 {grid(HEAD, rows)}
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -133,3 +135,20 @@ def test_the_gain_is_a_unit_and_padding_comes_back() -> None:
     over = Poisson(torch.full((24, 24, 24), 0.25))
     mapped, _ = estimates(0.25 * y, ScanNoise(over, NOISE.correlation, 0.25), valid)
     torch.testing.assert_close(mapped, scaled, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_that_learned_counts_is_not_overruled_by_sums() -> None:
+    y = drawn((24, 24, 24), 2.0)
+    model = base_model(3).centred(float(NOISE.law.to_unit(y).median()))
+    options = DenoiseOptions(flips=False)
+    taught, untaught, alone = (
+        Denoiser(known, NOISE, Compute.choose(), options)(y).x_hat
+        for known, options in (
+            (replace(model, learned_counts=True), options),
+            (model, options),
+            (model, replace(options, few_counts=False)),
+        )
+    )
+    assert not torch.allclose(taught, untaught, rtol=0.02)
+    assert float(taught.mean()) == pytest.approx(float(y.mean()), rel=5e-3)
+    assert not torch.allclose(taught, alone, rtol=1e-3)

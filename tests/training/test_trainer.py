@@ -217,6 +217,27 @@ def test_a_figure_below_zero_chooses_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert scratch.done == STEPS
 
 
+@pytest.mark.parametrize("kept", [0.8, 0.0])
+def test_whole_counts_are_split_and_chosen_by_what_is_left_over(kept: float) -> None:
+    """Adaptation where an error estimated by Stein's identity is below zero: a few counts on a smooth ground."""
+    x = 0.6 + 0.25 * blobs(24)
+    noise = ScanNoise(Poisson(1.0), Correlation.white(3), 1.0)
+    y = noise.law.sample(x, seeded(2))
+    one = UnitVolume(noise.law.to_unit(y), torch.ones_like(y, dtype=torch.bool), noise, (1.0, 1.0, 1.0))
+    config = TrainingConfig(steps=60, patch=16, channels=(8, 12), checks=4, kept_counts=kept, held_out=0.1)
+    run = of([one], config)
+    learned = run.run()
+    assert run.learned_counts == (kept > 0)
+    again = of([one], replace(config, steps=8), network=copy.deepcopy(learned))
+    again.history.sure.append(-0.1)
+    assert again._stalled() == (kept == 0)
+    model = ScoreModel(learned, run.objective.scale, learned_counts=run.learned_counts)
+    options = DenoiseOptions(flips=False, few_counts=False)
+    x_hat = Denoiser(model, noise, CPU, options)(y).x_hat
+    error = float((x_hat - x).square().mean() / (y - x).square().mean())
+    assert error < 0.08 or not kept
+
+
 def test_damaged_checkpoint(tmp_path: Path) -> None:
     trainer(tmp_path).run()
     file = tmp_path / "checkpoint.pt"
