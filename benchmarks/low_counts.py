@@ -113,8 +113,9 @@ mean of the noisy counts in the same voxels.
 
 The formulas are given the base weights as they are; the second-order one also the posterior variance, by {PROBES}
 probes. Ours, base weights: the formula of the mean, moved towards the denoised sums of neighbouring counts where counts
-are few, and to the regional means of the data (`n2s_med.few_counts`). Ours, adapted: by weights that {options.adapt_steps}
-steps of count splitting taught the counts at hand (`n2s_med.score.splitting`), as `n2s-med denoise` does.
+are few, and to the regional means of the data (`n2s_med.few_counts`). Ours, adapted: by weights that
+{options.adapt_steps} steps of count splitting taught the counts at hand (`n2s_med.score.splitting`), as `n2s-med
+denoise` does.
 
 {grid(HEAD, rows)}
 """
