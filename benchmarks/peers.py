@@ -3,9 +3,10 @@
 
     make peers
     .venv/bin/python benchmarks/quality.py --write-scans scans --seeds 1 --columns g25 p05 k50
-    .venv-peers/bin/python benchmarks/peers.py scans --cache docs/peers.jsonl
+    .venv-peers/bin/python benchmarks/peers.py scans --cache docs/peers.jsonl --beside docs/quality.jsonl
 
-A peer that trains does so on the noisy volume alone, for as much CPU time as ours takes. The table goes between the
+A peer that trains does so on the noisy volume alone, for as much CPU time as ours takes. ``--beside`` takes the rows
+of ours, and of the classical methods, from the results of quality.py on the same volumes. The table goes between the
 ``peers`` markers of ``--out``.
 """
 
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +63,9 @@ class Scan:
     law: NoiseModel
     seed: int
 
+
+Scanned = tuple[str, tuple[int, ...], str, int]
+"""Volume, shape, column and seed of a scan."""
 
 Run = Callable[[Scan, float], Tensor]
 """From the scan and the CPU seconds that training may take to the denoised volume."""
@@ -225,6 +229,18 @@ PEERS: Mapping[str, Peer] = MappingProxyType(
 )
 
 
+BESIDE: Mapping[str, str] = MappingProxyType(
+    {
+        "nlm": "non-local means, true level",
+        "bm4d": "BM4D, true level",
+        "ours": "ours, a new network",
+        "base": "ours, base weights as they are",
+        "adapted": "ours, base weights adapted",
+    }
+)
+"""Arms of quality.py that have a row in the table."""
+
+
 # -- the comparison --------------------------------------------------------------------------------------
 
 
@@ -238,16 +254,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = sorted(options.scans.glob("*.npz"))
     if not paths:
         sys.exit(f"peers: {options.scans}: holds no scans; write some with quality.py --write-scans")
-    records = []
+    records: list[Record] = []
+    scans = set()
     for path in paths:
         with np.load(path) as archive:
             content = {name: archive[name][()] for name in archive.files}
+        scans.add((str(content["volume"]), content["y"].shape, str(content["column"]), int(content["seed"])))
         for peer in options.peers:
             record = _result(content, peer, options.seconds, cache, options.cached_only)
             if record is None:
                 continue
             records.append(record)
-            write_between_markers(options.out, _document(records, options.seconds, given), "peers")
+            beside = _beside(options.beside, scans) if options.beside else []
+            write_between_markers(options.out, _document(records, beside, options.seconds, given), "peers")
     print(f"table: {options.out}")
 
 
@@ -258,8 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS), metavar="PEER", help="of %(choices)s")
     add("--seconds", type=float, default=45, help="CPU seconds that a peer may train (default %(default)s)")
     add("--cache", type=Path, help="JSON-lines file of finished results; a killed run goes on from it")
+    add("--beside", type=Path, help="cache of quality.py, from which the rows of ours are taken")
     add("--cached-only", action="store_true", help="run nothing, write the table of what the cache holds")
-    add("--out", type=Path, default=Path("docs/results.md"), help="Markdown file (default %(default)s)")
+    add("--out", type=Path, default=Path("docs/peers.md"), help="Markdown file (default %(default)s)")
     return parser
 
 
@@ -295,6 +315,16 @@ def _result(content: Mapping[str, Any], peer: str, seconds: float, cache: Cache,
     return record
 
 
+def _beside(cache: Path, scans: Collection[Scanned]) -> list[Record]:
+    """What quality.py has found on these scans; of several trainings the one in the file's last line."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in map(json.loads, cache.read_text().splitlines()):
+        scan = (record["volume"], tuple(record["shape"]), record["column"], record["seed"])
+        if record["arm"] in BESIDE and scan in scans:
+            found[(*scan, record["arm"])] = {**record, "peer": record["arm"]}
+    return list(found.values())
+
+
 @functools.cache
 def _import_torchvision() -> torch.library.Library | None:
     """Import torchvision even where its compiled operators cannot load; none of the peers calls them.
@@ -316,51 +346,51 @@ def _import_torchvision() -> torch.library.Library | None:
     return None
 
 
-def _document(records: Sequence[Record], seconds: float, given: Sequence[str]) -> str:
+def _document(records: Sequence[Record], beside: Sequence[Record], seconds: float, given: Sequence[str]) -> str:
     """What goes between the markers."""
     names = [Path(word).name if "/" in word else word for word in given]
     packages = ", ".join(sorted({package for r in records for package in r["packages"]}))
-    text = f"""The same noisy volumes as above, read from files. Those that train do so on the noisy volume alone for
-    {seconds:g} s of CPU time on one thread, about what ours takes; deepinv with its 3D UNet of
-    {"/".join(map(str, CHANNELS))} channels, Adam at {LEARNING_RATE:g} and {BATCH} patches of {PATCH}³ a step;
-    CAREamics with its defaults. All but Noise2Void are told the law and its level. {packages}."""
+    width = "/".join(map(str, CHANNELS))
+    text = f"""The noisy volumes of [results.md](results.md), one seed, read from files. Peers that train do so on the
+    noisy volume alone for {seconds:g} s of CPU time on one thread; deepinv with its 3D UNet of {width} channels, Adam
+    at {LEARNING_RATE:g} and {BATCH} patches of {PATCH}³ a step; CAREamics with its defaults and patches of 32³. All but
+    Noise2Void are told the law and its level. {packages}. Rows of ours, and of what was not run in this environment,
+    are those of results.md."""
+    every = [*records, *beside]
+    volumes = dict.fromkeys(r["volume"] for r in records)
     parts = [
         "## Peers, as their users run them",
         "Made by `make peers` and\n\n    python benchmarks/peers.py " + shlex.join(names),
-        textwrap.fill(" ".join(text.split()), 120),
-        *(_section([r for r in records if r["volume"] == v]) for v in dict.fromkeys(r["volume"] for r in records)),
+        textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False),
+        *(_section([r for r in every if r["volume"] == v], records) for v in volumes),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(records: Sequence[Record]) -> str:
-    columns = dict.fromkeys(r["column"] for r in records)
-    titles = {r["column"]: r["title"] for r in records}
-    bm4d_s = {r["column"]: r["cpu_s"] for r in records if r["peer"] == "bm4d"}
-
-    def figures(peer: str, column: str, name: str) -> list[float]:
-        return [r[name] for r in records if r["peer"] == peer and r["column"] == column]
-
-    def time_ratio(peer: str) -> str:
-        ratios = [r["cpu_s"] / bm4d_s[r["column"]] for r in records if r["peer"] == peer and r["column"] in bm4d_s]
-        return f"{statistics.median(ratios):.2f}" if ratios else "–"
-
-    def row(peer: str) -> list[str]:
-        pairs = [(cell(figures(peer, c, "psnr"), 2), cell(figures(peer, c, "ssim"), 3)) for c in columns]
-        return [PEERS[peer].title, *(" / ".join(pair) if pair[0] != "–" else "–" for pair in pairs), time_ratio(peer)]
-
-    noisy = {r["column"]: r["noisy_psnr"] for r in records}
-    rows = [["noisy", *(f"{noisy[c]:.2f}" for c in columns), "–"], *(row(p) for p in PEERS if p in _peers(records))]
+def _section(records: Sequence[Record], run: Sequence[Record]) -> str:
+    """The table of one volume; columns and noisy figures are those of the peers that were run here."""
+    titles = {r["column"]: r["title"] for r in run if r["volume"] == records[0]["volume"]}
+    noisy = {r["column"]: r["noisy_psnr"] for r in run if r["volume"] == records[0]["volume"]}
+    here = {(r["peer"], r["column"]) for r in run if r["volume"] == records[0]["volume"]}
+    used = [r for r in records if r in run or (r["peer"], r["column"]) not in here]
+    names = {name: peer.title for name, peer in PEERS.items()} | BESIDE
+    bm4d_s = {r["column"]: r["cpu_s"] for r in used if r["peer"] == "bm4d"}
+    rows = [["noisy", *(f"{noisy[c]:.2f}" for c in titles), "–"]]
+    for peer in [name for name in names if any(r["peer"] == name for r in used)]:
+        mine = [r for r in used if r["peer"] == peer]
+        cells = [[r for r in mine if r["column"] == c] for c in titles]
+        times = [r["cpu_s"] / bm4d_s[r["column"]] for r in mine if r["column"] in bm4d_s]
+        rows.append([names[peer], *map(_cell, cells), f"{statistics.median(times):.2f}" if times else "–"])
     first = records[0]
     shape = " × ".join(str(n) for n in first["shape"])
     return (
         f"{first['volume'][0].upper()}{first['volume'][1:]}, {shape} voxels: PSNR in dB (peak 1) / SSIM, and CPU time"
-        f" over BM4D's:\n\n{grid(['', *(titles[c] for c in columns), 'time'], rows)}"
+        f" over BM4D's:\n\n{grid(['', *titles.values(), 'time'], rows)}"
     )
 
 
-def _peers(records: Sequence[Record]) -> set[str]:
-    return {r["peer"] for r in records}
+def _cell(records: Sequence[Record]) -> str:
+    return " / ".join(cell([r[name] for r in records], d) for name, d in (("psnr", 2), ("ssim", 3))) if records else "–"
 
 
 if __name__ == "__main__":

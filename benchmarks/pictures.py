@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Show what some arms of the comparison make of a phantom: the middle plane, and the PSNR of the volume.
+"""Show what some arms of the comparison make of the phantoms: the middle plane, and the PSNR of the volume.
 
-python benchmarks/pictures.py --out docs/figures/quality.png
+    python benchmarks/pictures.py --out docs/figures/quality.png
+
+A row for each phantom and noise: the clean volume, the noisy one, and what the arms make of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,37 +26,41 @@ from n2s_med.training import ADAPTATION, TrainingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the arms and draw their planes, a row for each noise."""
+    """Run the arms and draw their planes, a row for each phantom and noise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--phantom", choices=("brain", "ct", "pet"), default="brain")
+    add("--phantom", nargs="+", choices=("brain", "ct", "pet"), default=["brain", "ct", "pet"])
     add("--crop", type=int, default=64, help="keep the middle, so many voxels an axis (default %(default)s)")
-    add("--columns", nargs="+", choices=tuple(COLUMNS), default=["g25", "p05", "k50", "c25"], metavar="COLUMN")
-    add("--arms", nargs="+", choices=tuple(ARMS), default=["noisy", "bm4d", "base", "adapted"], metavar="ARM")
-    add("--adapt-steps", type=int, default=800)
+    add("--columns", nargs="+", choices=tuple(COLUMNS), default=["g25", "p05", "c25"], metavar="COLUMN")
+    add("--arms", nargs="+", choices=tuple(ARMS), default=["noisy", "bm4d", "adapted"], metavar="ARM")
+    add("--adapt-steps", type=int, default=800, help="steps that adapt the base weights (default %(default)s)")
     add("--out", type=Path, default=Path("docs/figures/quality.png"))
     options = parser.parse_args(argv)
     set_threads(1)
     settings = Settings(TrainingConfig(), replace(ADAPTATION, steps=options.adapt_steps), Compute.choose())
-    volume = phantom(options.phantom).cropped(options.crop)
-    plane = volume.x.shape[-1] // 2
-    rows, columns = len(options.columns), 1 + len(options.arms)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), dpi=80, layout="constrained")
+    rows = list(itertools.product(options.phantom, options.columns))
+    across = 1 + len(options.arms)
+    figure = Figure(figsize=(1.8 * across, 2.1 * len(rows)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    for row, column in enumerate(options.columns):
+    for row, (name, column) in enumerate(rows):
+        volume = phantom(name).cropped(options.crop)
+        plane = volume.x.shape[-1] // 2
         scan = scan_of(volume, column, 0)
-        shown = [("clean" if row == 0 else "", volume.x)]
+        shown = [(f"{volume.name}\nclean", volume.x)]
         for arm in options.arms:
             x_hat = ARMS[arm].run(scan if ARMS[arm].truth else replace(scan, clean=None), settings).x_hat
-            shown.append((f"{ARMS[arm].title}\n{COLUMNS[column].title}: {psnr(x_hat, volume.x):.2f} dB", x_hat))
-        for place, (title, x) in enumerate(shown, start=1 + row * columns):
-            axes = figure.add_subplot(rows, columns, place)
-            axes.imshow(x[..., plane].T, cmap="gray", vmin=0, vmax=1)
+            title = f"{ARMS[arm].title}\n{COLUMNS[column].title}: {psnr(x_hat, volume.x):.2f} dB"
+            print(f"{name}, {title.replace(chr(10), ', ')}", flush=True)
+            shown.append((title, x_hat))
+        top = float(volume.x[..., plane].max())
+        for place, (title, x) in enumerate(shown, start=1 + row * across):
+            axes = figure.add_subplot(len(rows), across, place)
+            axes.imshow(x[..., plane].T, cmap="gray", vmin=0, vmax=top)
             axes.set_title(title, fontsize=7)
             axes.axis("off")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(options.out, overwrite=True) as partial:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format="png", pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -150,10 +150,16 @@ def test_peers_see_the_very_scans_that_the_arms_see(
     from arms import ARMS
 
     scans, out, cache = tmp_path / "scans", tmp_path / "results.md", tmp_path / "peers.jsonl"
-    wanted = ["--volume", str(clean), "--columns", "g25", "p05", "--seeds", "1"]
+    wanted, kept = ["--volume", str(clean), "--columns", "g25", "p05", "--seeds", "1"], tmp_path / "quality.jsonl"
     assert quality.main([*wanted, "--write-scans", str(scans)]) == 0
-    peers.main([str(scans), "--peers", "nlm", "--cache", str(cache), "--out", str(out)])
+    ours = ["--arms", "base", "--cache", str(kept), "--out", str(tmp_path / "quality.md")]
+    assert quality.main([*wanted, *ours]) == 0
+    run = [str(scans), "--peers", "nlm", "--cache", str(cache), "--beside", str(kept), "--out", str(out)]
+    peers.main(run)
     table = out.read_text()
+    beside = [json.loads(line) for line in kept.read_text().splitlines()]
+    cells = " | ".join(f"{r['psnr']:.2f} / {r['ssim']:.3f}" for r in sorted(beside, key=lambda r: r["column"]))
+    assert f"| ours, base weights as they are | {cells} |" in table
     settings = quality.Settings(quality.TrainingConfig(), quality.ADAPTATION, quality.Compute.choose())
     volume = quality.from_file(clean)
     for column in ("g25", "p05"):
@@ -161,7 +167,7 @@ def test_peers_see_the_very_scans_that_the_arms_see(
         assert f"{quality.psnr(x_hat, volume.x):.2f} / {quality.ssim(x_hat, volume.x):.3f}" in table
     assert "scikit-image" in table
     capsys.readouterr()
-    peers.main([str(scans), "--peers", "nlm", "--cache", str(cache), "--out", str(out), "--cached-only"])
+    peers.main([*run, "--cached-only"])
     assert out.read_text().count("non-local means") == table.count("non-local means")
     assert '"psnr"' not in capsys.readouterr().out
 
