@@ -30,7 +30,7 @@ from n2s_med.score.network import ScoreUNet
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
 from n2s_med.score.stream import StreamedNetwork
-from n2s_med.uncertainty import MARGIN, Curve, Errors, smoothed_variance
+from n2s_med.uncertainty import MARGIN, Curve, Errors, shared_voxels, smoothed_variance
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
@@ -360,7 +360,7 @@ class Denoiser:
             Errors.of(*(torch.where(keep, part[0, 0], 0.0) for part in (total, *each)))
             for total, each, keep in zip(risks, parts, valid, strict=True)
         ]
-        return figures, Curve.fitted(told, Errors.joined(errors, valid))
+        return figures, Curve.fitted(told, Errors.joined(errors, valid), shared_voxels(self.noise.correlation.kernel))
 
     def _step(self, alpha: float) -> float:
         """The step to take: the one given, SURE's within its range, or 1 on a count lattice."""

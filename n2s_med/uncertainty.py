@@ -73,8 +73,8 @@ class Errors:
 
         return cls(*(join(part.name) for part in fields(cls)))
 
-    def level(self, part: Tensor) -> float:
-        """Squared error of some voxels over the variance of their noise.
+    def level(self, part: Tensor, shared: float = 1.0) -> float:
+        """Squared error of some voxels over the variance of their noise, of which ``shared`` act as one.
 
         The coarse risk, and the fine variance by probes as far as they are right where it is coarse; put right by the
         difference to the whole risk where that is more than chance.
@@ -84,7 +84,7 @@ class Errors:
         )
         found = (coarse + fine * min(max(coarse / told, 0.0), 1.0)) / scale if told else coarse / scale
         difference = risk / scale - found
-        chance = float(self.risk[part].std()) / scale / len(part) ** 0.5
+        chance = float(self.risk[part].std()) / scale * (shared / len(part)) ** 0.5
         kept = max(0.0, 1 - (CHANCE * chance / difference) ** 2) if difference else 0.0
         return found + kept * difference
 
@@ -103,7 +103,7 @@ class Curve:
     measured: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
-    def fitted(cls, said: Tensor, errors: Errors) -> Curve:
+    def fitted(cls, said: Tensor, errors: Errors, shared: float = 1.0) -> Curve:
         """Fit to voxels, sorted by what is said and cut into bins; the curve is made to rise."""
         bins = min(CURVE_BINS, len(said) // CURVE_VOXELS)
         if bins < 2:
@@ -111,7 +111,7 @@ class Curve:
         knots, found = [], []
         for part in said.argsort().tensor_split(bins):
             knots.append(float(said[part].mean()))
-            found.append(max(errors.level(part), LEAST * knots[-1]))
+            found.append(max(errors.level(part, shared), LEAST * knots[-1]))
         return cls(torch.tensor(knots), torch.tensor(rising(found)))
 
     def __call__(self, variance: Tensor) -> Tensor:
@@ -135,6 +135,13 @@ def rising(values: Sequence[float]) -> list[float]:
             mean, count = (before * size + mean * count) / (size + count), size + count
         pools.append((mean, count))
     return [mean for mean, count in pools for _ in range(count)]
+
+
+def shared_voxels(kernel: Tensor) -> float:
+    """How many voxels act as one where squares of coloured noise are averaged: the sum of its squared correlations."""
+    spectrum = torch.fft.rfftn(kernel, [2 * n for n in kernel.shape])
+    rho = torch.fft.irfftn(spectrum.abs().square(), [2 * n for n in kernel.shape])
+    return float((rho / rho.flatten()[0]).square().sum())
 
 
 def smoothed_variance(first: Tensor, second: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from n2s_med.uncertainty import LEAST, Curve, Errors, mean_filter
+from n2s_med.noise.correlation import Correlation
+from n2s_med.uncertainty import LEAST, Curve, Errors, mean_filter, shared_voxels
 
 SHAPE = (48, 48, 48)
 
@@ -60,3 +61,14 @@ def test_too_few_voxels_leave_the_variance_as_it_is() -> None:
     few = Errors(*(torch.ones(500) for _ in range(5)))
     said = torch.linspace(0, 1, 500)
     assert torch.equal(Curve.fitted(said, few)(said), said)
+
+
+@pytest.mark.parametrize(
+    "kernel", [torch.ones(1, 1, 1), torch.ones(3, 3, 1), torch.ones(3, 3, 3)], ids=["1", "9", "27"]
+)
+def test_mean_squares_of_correlated_noise_scatter_as_those_of_fewer_voxels(shape: tuple[int, ...]) -> None:
+    correlation = Correlation.from_kernel(torch.ones(shape))
+    drawn = [correlation.color(torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(s))) for s in range(300)]
+    scatter = torch.stack([noise[2:-2, 2:-2, 2:-2].square().mean() for noise in drawn]).var()
+    voxels = 12**3 / shared_voxels(correlation.kernel)
+    assert float(scatter) == pytest.approx(2 / voxels, rel=0.3)
