@@ -150,6 +150,8 @@ def _survey_file(path: Path) -> Survey:
         return Survey((_nifti(path),))
     if path.is_file() and is_dicom(path):
         return survey_dicom([path])
+    if path.suffix.lower() in (".hdr", ".img"):
+        raise UnsupportedError("images in two files are not read", remedy="convert it to one .nii.gz", path=path)
     raise InputError("it is neither NIfTI nor DICOM", remedy=_FORMATS, path=path)
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,11 @@ def text_named_nifti(path: Path) -> Path:
     return path / "letter.nii.gz"
 
 
+def pair(path: Path) -> Path:
+    nib.save(nib.Nifti1Pair(noisy(), np.eye(4)), path / "pair.img")
+    return path / "pair.hdr"
+
+
 def truncated(path: Path) -> Path:
     whole = nifti(path / "cut.nii.gz")
     whole.write_bytes(whole.read_bytes()[:5000])
@@ -123,6 +129,7 @@ BAD = {
     "holds no NIfTI image and no DICOM": empty_folder,
     "no NIfTI image and no DICOM": folder_of_texts,
     "neither NIfTI nor DICOM": text,
+    "images in two files": pair,
     "damaged": text_named_nifti,
     "is damaged": truncated,
     "": truncated_dicom,

@@ -191,7 +191,7 @@ def test_an_unknown_unit_of_length_is_taken_for_millimetres(tmp_path, provenance
 
 def test_pairs_and_other_formats_under_the_name_are_refused(tmp_path):
     nib.save(nib.Nifti1Pair(values(), AFFINE), tmp_path / "pair.img")
-    with pytest.raises(InputError, match="neither"):
+    with pytest.raises(UnsupportedError, match="in two files"):
         read(tmp_path / "pair.img")
     with pytest.raises(UnsupportedError, match="single-file"):
         NiftiReader().read(tmp_path / "pair.img")
