@@ -9,7 +9,6 @@ A row for each phantom and noise: the clean volume, the noisy one, and what the 
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,21 +23,23 @@ from n2s_med.atomic import whole
 from n2s_med.compute import Compute, set_threads
 from n2s_med.training import ADAPTATION, TrainingConfig
 
+ROWS = ("brain:g25", "ct:c25", "pet:p05")
+"""Phantoms and their noise, unless others are named."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the arms and draw their planes, a row for each phantom and noise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--phantom", nargs="+", choices=("brain", "ct", "pet"), default=["brain", "ct", "pet"])
+    add("--rows", nargs="+", type=_row, default=[_row(r) for r in ROWS], metavar="PHANTOM:COLUMN", help=" ".join(ROWS))
     add("--crop", type=int, default=64, help="keep the middle, so many voxels an axis (default %(default)s)")
-    add("--columns", nargs="+", choices=tuple(COLUMNS), default=["g25", "p05", "c25"], metavar="COLUMN")
     add("--arms", nargs="+", choices=tuple(ARMS), default=["noisy", "bm4d", "adapted"], metavar="ARM")
     add("--adapt-steps", type=int, default=800, help="steps that adapt the base weights (default %(default)s)")
     add("--out", type=Path, default=Path("docs/figures/quality.png"))
     options = parser.parse_args(argv)
     set_threads(1)
     settings = Settings(TrainingConfig(), replace(ADAPTATION, steps=options.adapt_steps), Compute.choose())
-    rows = list(itertools.product(options.phantom, options.columns))
+    rows = options.rows
     across = 1 + len(options.arms)
     figure = Figure(figsize=(1.8 * across, 2.1 * len(rows)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with whole(options.out, overwrite=True) as partial:
         figure.savefig(partial, format="png", pil_kwargs={"optimize": True})
+
+
+def _row(word: str) -> tuple[str, str]:
+    name, _, column = word.partition(":")
+    if name not in ("brain", "ct", "pet") or column not in COLUMNS:
+        raise argparse.ArgumentTypeError(
+            f"{word}: a phantom (brain, ct or pet), a colon and one of {', '.join(COLUMNS)}"
+        )
+    return name, column
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How often the truth lies within one and two standard deviations that the SD map tells, on phantoms.
 
-    python benchmarks/coverage.py
+    python benchmarks/sd_coverage.py
 
 Base weights as they are, or adapted (``--adapt-steps``); law, level and correlation known. Every voxel counts, and the
 flat ones and those near an edge by themselves. Written as a Markdown table.
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             [volume.name, COLUMNS[column].title, *(f"{100 * f:.1f} %" for f in figures[:-1]), f"{figures[-1]:.2f}"]
         )
         print(" | ".join(rows[-1]), flush=True)
-    with whole(options.out, overwrite=True) as partial:
-        partial.write_text(_page(rows, met, options), encoding="utf-8")
+        with whole(options.out, overwrite=True) as partial:
+            partial.write_text(_page(rows, met, options), encoding="utf-8")
     return 0
 
 
@@ -116,7 +116,7 @@ def _page(rows: Sequence[Sequence[str]], met: int, options: argparse.Namespace) 
 
 {fill(" ".join(text.split()), 120)}
 
-    python benchmarks/coverage.py {" ".join(words)}
+    python benchmarks/sd_coverage.py {" ".join(words)}
 
 {grid(HEAD, rows)}
 """
