@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal
@@ -29,7 +29,7 @@ from n2s_med.score.model import ScoreModel
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
-from n2s_med.score.stream import StreamedNetwork
+from n2s_med.score.stream import Flip, StreamedNetwork
 from n2s_med.uncertainty import MARGIN, Curve, Errors, shared_voxels, smoothed_variance
 
 Progress = Callable[[int, int], None]
@@ -38,15 +38,18 @@ Progress = Callable[[int, int], None]
 Tell = Callable[[int], None]
 """Called with the number of planes that one pass has just done."""
 
-Read = Callable[[Region], Tensor]
-"""Gives what the network is to see of a region."""
-
 SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
 
 CHECKED = 4_000_000
 """Voxels checked at once."""
+
+LINE = 16
+"""Planes read at once, at least: so many values that lie one after the other fill a line of the processor's cache."""
+
+SIDE_BY_SIDE = 1 << 19
+"""Voxels of a plane, times the flips that pass the network side by side: a voxel holds back about 1.2 kB."""
 
 QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
 """Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
@@ -176,10 +179,7 @@ class Denoiser:
         """
         shape = y.shape[: self.spatial_dims]
         y_flat = y.reshape(shape)
-        inside = torch.ones(shape, dtype=torch.bool) if valid is None else valid.reshape(shape).clone()
-        for region in _pieces(shape):
-            inside[region] &= self.noise.admits(y_flat[region])
-        u = UnitData(y_flat, inside, self.noise)
+        u = UnitData(y_flat, self._admitted(y_flat, valid), self.noise)
         figures, curve = self._measure(u)
         done, total = 0, y_flat.shape[-1] * (len(self.flips) + 2 * self.options.sd_probes)
 
@@ -191,7 +191,7 @@ class Denoiser:
 
         x_hat = self._score(u, tell)
         sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
-        for region in slabs(shape, self._planes(shape)):
+        for region in slabs(shape, self._read_planes(shape)):
             law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
             estimate = self._estimate(law, y_flat[region], score)
             x_hat[region] = torch.where(keep, estimate, y_flat[region])
@@ -204,6 +204,17 @@ class Denoiser:
             sd=None if sd is None else sd.reshape(y.shape),
             figures=figures,
         )
+
+    def _admitted(self, y: Tensor, valid: Tensor | None) -> Tensor:
+        """Where a volume is valid and the law holds; takes no memory of its own where all of it is."""
+        inside = torch.ones((), dtype=torch.bool).expand(y.shape) if valid is None else valid.reshape(y.shape)
+        own = False
+        for region in _pieces(y.shape):
+            admitted = inside[region] & self.noise.admits(y[region])
+            if not torch.equal(admitted, inside[region]):
+                inside, own = inside if own else inside.clone(), True
+                inside[region] = admitted
+        return inside
 
     def _estimate(self, law: NoiseModel, y: Tensor, score_u: Tensor) -> Tensor:
         """``x_hat`` by the chosen formula."""
@@ -244,57 +255,78 @@ class Denoiser:
         planes = self.options.chunk_voxels // math.prod(shape[:-1])
         return max(1, planes // self.stride) * self.stride
 
-    def _passed(self, read: Read, shape: Sequence[int], tell: Tell) -> Iterator[tuple[Region, Tensor]]:
-        """What the network says of a volume that is read region by region, region by region."""
+    def _read_planes(self, shape: Sequence[int]) -> int:
+        """How many planes of a volume are read at once."""
+        planes = self._planes(shape)
+        return -(-LINE // planes) * planes
+
+    def _passed(
+        self, chunks: Iterable[Tensor], shape: Sequence[int], tell: Tell, flips: Sequence[Flip] = ((),)
+    ) -> Iterator[tuple[Region, Tensor]]:
+        """What the network says of a volume that comes in chunks, averaged over flips, region by region."""
         done = 0
-        for answer in self.network(read(region)[None] for region in slabs(shape, self._planes(shape))):
+        for answer in self.network((chunk[None] for chunk in chunks), flips):
             planes = slice(done, done := done + answer.shape[-1])
             yield (*(slice(0, n) for n in shape[:-1]), planes), self.scale * answer[0]
-            tell(answer.shape[-1])
+            tell(len(flips) * answer.shape[-1])
 
     def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
         """The network's score of a volume, averaged over flips of its planes."""
         total = torch.zeros(u.shape)
-        for flip in self.flips:
-
-            def flipped(region: Region, flip: tuple[int, ...] = flip) -> Tensor:
-                return (u[region] + self._added(u, region)).flip(flip)
-
-            for region, answer in self._passed(flipped, u.shape, tell):
-                total[region] += answer.flip(flip) / len(self.flips)
-        for region in slabs(u.shape, self._planes(u.shape)):
-            total[region] += self._added(u, region)
+        together = max(1, SIDE_BY_SIDE // math.prod(u.shape[:-1]))
+        for first in range(0, len(self.flips), together):
+            flips = self.flips[first : first + together]
+            chunks = self._chunks(u, total if first == 0 else None)
+            for region, answer in self._passed(chunks, u.shape, tell, flips):
+                total[region] += answer * (len(flips) / len(self.flips))
         return total
 
-    def _added(self, u: Boxes, region: Region) -> Tensor:
-        """Noise for where a region holds next to none, as air of few counts does; the score then takes it away again.
+    def _chunks(self, u: Boxes, added: Tensor | None = None) -> Iterator[Tensor]:
+        """What the network is to see of a volume, the noise with it that it is shown beside the data.
 
-        The network was never shown less than unit noise, and white noise of a third of it makes it say anything. The
-        amount goes by the local variance of the detail; what is added depends on the place alone.
+        That noise is added to ``added`` as well.
+        """
+        planes = self._planes(u.shape)
+        for region in slabs(u.shape, self._read_planes(u.shape)):
+            data, noise = self._shown(u, region)
+            if noise is not None and added is not None:
+                added[region] += noise
+            yield from torch.split(data, planes, dim=-1)
+
+    def _shown(self, u: Boxes, region: Region) -> tuple[Tensor, Tensor | None]:
+        """Data of whole planes, with noise where they hold next to none, as air of few counts does; and that noise.
+
+        The score then takes it away again. The network was never shown less than unit noise, and white noise of a
+        third of it makes it say anything. The amount goes by the local variance of the detail; what is added depends
+        on the place alone.
         """
         whiteness = ScoreUNet.whiteness(self.noise.correlation.traits[None])
         if not whiteness:
-            return torch.zeros([s.stop - s.start for s in region])
-        outer = grown(region, u.shape, (QUIET_MARGIN,) * len(u.shape))
-        energy = ScoreUNet.split(u[outer][None, None])[0].square()
+            return _planes_apart(u[region]), None
+        outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (QUIET_MARGIN,))
+        inner = within(region, outer)
+        data = _planes_apart(u[outer])
+        energy = ScoreUNet.split(data.movedim(-1, 0)[None, None])[0].square()
         for _ in range(2):
             energy = ScoreUNet.smoothed(energy)
-        share = energy[0, 0][within(region, outer)] / ScoreUNet.detail_variance(len(u.shape))
+        share = energy[0, 0].movedim(0, -1)[inner] / ScoreUNet.detail_variance(len(u.shape))
+        if not share.min() < QUIET:
+            return data[inner], None
         amount = whiteness * (QUIET - share).clamp_min(0).sqrt()
-        if not amount.any():
-            return amount
-        return amount * self._probe(u.shape, region, QUIET_PROBE)
+        noise = amount * self._probe(u.shape, region, QUIET_PROBE)
+        return data[inner] + noise, noise
 
     def _variance(self, u: Boxes, step: float, tell: Tell = lambda _: None) -> Tensor:
         """Variance of ``x_hat`` in units of the noise variance, by probes of the noise, smoothed."""
         halves, answered = torch.zeros(2, *u.shape), torch.empty(u.shape)
         for index in range(self.options.sd_probes):
             for move in (PROBE_STEP, -PROBE_STEP):
-
-                def moved(region: Region, index: int = index, move: float = move) -> Tensor:
-                    return u[region] + self._added(u, region) + move * self._probe(u.shape, region, index)
-
-                for region, answer in self._passed(moved, u.shape, tell):
+                regions = slabs(u.shape, self._planes(u.shape))
+                chunks = (
+                    chunk + move * self._probe(u.shape, region, index)
+                    for region, chunk in zip(regions, self._chunks(u), strict=True)
+                )
+                for region, answer in self._passed(chunks, u.shape, tell):
                     if move > 0:
                         answered[region] = answer
                         continue
@@ -376,9 +408,9 @@ class Denoiser:
         planes = []
         for plane in range(outer[-1].start, outer[-1].stop):
             generator = torch.Generator().manual_seed((self.options.seed * 64 + index) * 1_000_003 + plane)
-            signs = torch.randint(0, 2, tuple(shape[:-1]), generator=generator)
-            planes.append(signs[outer[:-1]] * 2.0 - 1.0)
-        return self._color(torch.stack(planes, dim=-1), outer, core)
+            signs = torch.randint(0, 2, tuple(shape[:-1]), generator=generator, dtype=torch.float32)
+            planes.append(signs[outer[:-1]] * 2 - 1)
+        return self._color(torch.stack(planes).movedim(0, -1), outer, core)
 
 
 class UnitData:
@@ -406,7 +438,7 @@ class UnitData:
             raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
         some, lowest, highest = [], math.inf, -math.inf
         for region in _pieces(y.shape):
-            inside = y[region][valid[region]]
+            inside = y[region].flatten() if valid[region].all() else y[region][valid[region]]
             if inside.numel():
                 self._check(inside)
                 lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
@@ -433,6 +465,12 @@ class UnitData:
 
     def __getitem__(self, region: Region) -> Tensor:
         return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def _planes_apart(data: Tensor) -> Tensor:
+    """The same values (X[, Y], planes), with each plane in one piece of memory."""
+    planes = data.shape[-1]
+    return data.reshape(-1, planes).t().contiguous().view(planes, *data.shape[:-1]).movedim(0, -1)
 
 
 def _pieces(shape: Sequence[int]) -> Iterator[Region]:
