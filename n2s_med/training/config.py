@@ -34,7 +34,7 @@ class TrainingConfig:
     sigma_a
         Perturbation, in standard deviations of the noise.
     kept_counts
-        Of whole counts no perturbation is learned: the network is shown this share of each and learns the rest
+        Of few whole counts no perturbation is learned: the network is shown this share of each and learns the rest
         (:mod:`n2s_med.score.splitting`). 0 perturbs them as other data.
     learning_rate
         Peak learning rate of Muon.

@@ -35,6 +35,10 @@ from n2s_med.training.config import TrainingConfig
 TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
 
+FEW = 20
+"""Median count below which counts are split. Above, their unit-noise data have unit noise, antithetic perturbations show
+more of each count, and at a median of 40 learned 0.15 dB more."""
+
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
 """A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
 
@@ -169,8 +173,9 @@ class Trainer:
         return total / count.clamp_min(1)
 
     def _splits(self, noise: ScanNoise) -> bool:
-        """Whether data are learned by count splitting."""
-        return self.config.kept_counts > 0 and noise.quantum > 0
+        """Whether data are learned by count splitting: whole counts, and few of them."""
+        few = float(counts_of(torch.tensor(self.source.centre))) < FEW
+        return self.config.kept_counts > 0 and noise.quantum > 0 and few
 
     def _perturbed(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         """A patch under one perturbation, or an antithetic pair."""
