@@ -36,7 +36,7 @@ TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
 
 FEW = 20
-"""Median count below which counts are split. Above, their unit-noise data have unit noise, antithetic perturbations show
+"""Median count below which counts are split. Above, their unit-noise data have unit noise, antithetic pairs show
 more of each count, and at a median of 40 learned 0.15 dB more."""
 
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
