@@ -118,8 +118,9 @@ def _convolution_time(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set torch's thread count once for the process; the cores this process may use by default."""
-    chosen = count or len(os.sched_getaffinity(0))
+    """Set torch's thread count once for the process; the cores this process may use by default, and at most."""
+    cores = len(os.sched_getaffinity(0))
+    chosen = min(count or cores, cores)
     torch.set_num_threads(chosen)
     _keep_freed_memory()
     return chosen

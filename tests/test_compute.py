@@ -99,6 +99,7 @@ def test_threads() -> None:
     assert set_threads(1) == 1
     assert torch.get_num_threads() == 1
     assert set_threads() == len(os.sched_getaffinity(0)) == torch.get_num_threads()
+    assert set_threads(10**30) == set_threads()
 
 
 @pytest.mark.usefixtures("threads")
