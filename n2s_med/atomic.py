@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written into a hidden sibling ``.<name>.partial-<pid>``, flushed to disk and renamed. What was
-there before is moved aside first and removed last, so it survives any failure.
+Everything is written into a hidden sibling ``.<name>.partial-<pid>-<host>``, flushed to disk and renamed. What was
+there before is moved aside first and removed last, so it survives any failure. Several processes, on several
+machines, may write the same place at once: the last to end has it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from n2s_med.errors import OutputError
 
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+"""This machine: process numbers mean something on it alone."""
 _CAUSES = {
     errno.ENOSPC: ("no space is left for it", "free some space or choose another place"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place"),
@@ -50,7 +55,7 @@ def whole(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Pat
     _tidy(path)
     if _exists(path) and not overwrite:
         raise OutputError("it exists already", remedy="choose another name or allow overwriting", path=path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_space(path, needed_bytes)
@@ -62,6 +67,11 @@ def whole(path: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Pat
         raise refused(error, path) from error
     finally:
         _remove(partial)
+
+
+def beside(path: Path, kind: str, pid: int | None = None) -> Path:
+    """Return where a process of this machine, by default this one, keeps what becomes ``path`` or was there."""
+    return path.with_name(f".{path.name}.{kind}-{os.getpid() if pid is None else pid}-{_HOST}")
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -79,6 +89,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise refused(NotADirectoryError(errno.ENOTDIR, ""), path)
     if not os.access(place, os.W_OK | os.X_OK):
         raise refused(PermissionError(errno.EACCES, ""), path)
+    if len(os.fsencode(beside(path, "replaced").name)) > os.pathconf(place, "PC_NAME_MAX"):
+        raise refused(OSError(errno.ENAMETOOLONG, ""), path)
 
 
 def check_apart(source: Path, target: Path, *, spare: Path | None = None) -> None:
@@ -106,10 +118,14 @@ def check_apart(source: Path, target: Path, *, spare: Path | None = None) -> Non
 
 
 def tidy_below(folder: Path) -> None:
-    """Clear away what killed processes left anywhere below ``folder``; what they had moved aside comes back."""
+    """Clear away what killed processes left anywhere below ``folder``; what they had moved aside comes back.
+
+    Nobody can tell whether a process of another machine lives: what it has here is taken for left behind. If it does
+    live, it fails, and what it writes does not appear.
+    """
     kinds = (left for kind in ("partial", "replaced") for left in folder.rglob(f".*.{kind}-*"))
     for left in sorted(kinds):
-        _tidy(left.with_name(left.name[1:].rpartition(".")[0]))
+        _tidy(left.with_name(left.name[1:].rpartition(".")[0]), elsewhere=True)
 
 
 def refused(error: OSError, path: Path) -> OutputError:
@@ -121,12 +137,18 @@ def refused(error: OSError, path: Path) -> OutputError:
     return OutputError(cause, remedy=remedy, path=path)
 
 
-def _tidy(path: Path) -> None:
-    """Clear away what killed processes left beside ``path``; what they had moved aside comes back."""
+def _tidy(path: Path, *, elsewhere: bool = False) -> None:
+    """Clear away what killed processes left beside ``path``; what they had moved aside comes back.
+
+    What processes of other machines have there stays, unless ``elsewhere``.
+    """
     with contextlib.suppress(OSError, ValueError):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
-            kind, _, pid = left.name.removeprefix(f".{path.name}.").partition("-")
-            if kind not in ("partial", "replaced") or not pid.isdecimal() or _alive(int(pid)):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*-*-*"):
+            kind, _, owner = left.name.removeprefix(f".{path.name}.").partition("-")
+            pid, _, host = owner.partition("-")
+            if kind not in ("partial", "replaced") or not pid.isdecimal():
+                continue
+            if _alive(int(pid)) if host == _HOST else not elsewhere:
                 continue
             if kind == "replaced" and not os.path.lexists(path):
                 left.rename(path)
@@ -163,18 +185,23 @@ def _require_space(path: Path, needed_bytes: int) -> None:
 
 def _put_in_place(partial: Path, path: Path) -> None:
     """Rename ``partial`` to ``path``; what is there steps aside and comes back if that fails."""
-    if not path.is_dir() or not partial.is_dir():
-        partial.replace(path)  # atomic for files; a folder refuses it
-    else:
-        old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-        _remove(old)
-        path.rename(old)
-        try:
-            partial.rename(path)
-        except BaseException:
+    old = beside(path, "replaced")
+    try:
+        while True:
+            try:
+                partial.replace(path)  # atomic; a folder refuses it where another one is
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not partial.is_dir():
+                    raise
+            _remove(old)
+            with contextlib.suppress(FileNotFoundError):  # another process has moved it
+                path.rename(old)
+    except BaseException:
+        if old.exists() and not _exists(path):
             old.rename(path)
-            raise
-        _remove(old)
+        raise
+    _remove(old)
     _flush_entry(path.parent)
 
 

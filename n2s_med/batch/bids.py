@@ -8,7 +8,6 @@ from further up too, and where it comes from. CT is not in BIDS yet: ``.bidsigno
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ import n2s_med
 from n2s_med.atomic import check_apart, whole
 from n2s_med.batch.manifest import NAME, Record, State
 from n2s_med.batch.plan import Step, stat_hash
-from n2s_med.batch.task import Task
+from n2s_med.batch.task import Task, json_text
 from n2s_med.errors import InputError, OutputError
 from n2s_med.jobs.places import stem_name
-from n2s_med.volumes import is_nifti_name
+from n2s_med.volumes import is_nifti_name, read_json
 
 VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
@@ -136,7 +135,7 @@ class BidsTree:
             "Each image has a report beside it; batch.jsonl tells what became of each. For research use.\n"
         )
         for file, text in (
-            (DESCRIPTION, _json(description)),
+            (DESCRIPTION, json_text(description)),
             ("README.md", readme),
             (".bidsignore", "\n".join(IGNORED) + "\n"),
         ):
@@ -175,7 +174,7 @@ def _task(root: Path, image: Path) -> Task:
     ending = ".nii.gz"
     metadata = {**_metadata(root, image), "Sources": [f"bids:raw:{bare.source}"], "SkullStripped": False}
     sidecars = {
-        f"{result}.json": _json(metadata | {"Description": "Denoised by n2s-med"}),
+        f"{result}.json": json_text(metadata | {"Description": "Denoised by n2s-med"}),
         **{
             # under the source's name, without desc: the SD map inherits them too, as BIDS asks
             f"{folder / stem_name(image.name)}{path.suffix}": path.read_text(encoding="utf-8")
@@ -191,10 +190,11 @@ def _task(root: Path, image: Path) -> Task:
         bare.files,
         0,
         modality=SCANS[image.parent.name][0],
+        metadata=json_text(metadata),
         inputs_stat=stat_hash(root, bare.files),
         sd_map=f"{sd_map}{ending}",
         sidecars=sidecars,
-        sd_sidecar=_json(metadata | {"Description": "Standard deviation of each denoised voxel"}),
+        sd_sidecar=json_text(metadata | {"Description": "Standard deviation of each denoised voxel"}),
     )
 
 
@@ -202,7 +202,7 @@ def _metadata(root: Path, image: Path) -> dict[str, Any]:
     """The sidecar of an image, with what it inherits; the nearest to the image has the last word."""
     metadata: dict[str, Any] = {}
     for path in _inherited(root, image, ".json"):
-        metadata |= _read_json(path)
+        metadata |= read_json(path)
     return metadata
 
 
@@ -225,23 +225,9 @@ def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise InputError(f"it is no BIDS data set: no {DESCRIPTION}", remedy="check the path", path=folder)
-    return _read_json(path)
+    return read_json(path)
 
 
 def _is_ours(description: Mapping[str, Any]) -> bool:
     makers = description.get("GeneratedBy") or [{}]
     return bool(isinstance(makers, list) and makers[0].get("Name") == "n2s-med")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("no readable JSON", remedy="repair it", path=path) from error
-    if not isinstance(content, dict):
-        raise InputError("no JSON object", remedy="repair it", path=path)
-    return content
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

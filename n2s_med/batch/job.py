@@ -23,7 +23,7 @@ from n2s_med.compute import PrecisionName
 from n2s_med.errors import N2SError, PartialError
 from n2s_med.jobs.denoise import DenoiseJob
 from n2s_med.jobs.scans import Say
-from n2s_med.volumes import Refusal, nothing_usable
+from n2s_med.volumes import Refusal, nothing_usable, shown
 
 Outcomes = Generator[tuple[Task, Outcome]]
 
@@ -119,8 +119,9 @@ class BatchJob:
             manifest.add(*(step.record(manifest.records.get(step.task.key)) for step in steps if step.state))
             for step in steps:
                 if step.reason:
-                    say(f"{step.state}: {step.task.source} ({step.task.scan}): {step.reason}")
+                    say(f"{step.state}: {shown(step.task.source)} ({step.task.scan}): {step.reason}")
             self._work(steps, options, manifest, say)
+            tidy_below(self.output)
             records = [manifest.records[step.task.key] for step in steps]
         return self._summary(records, manifest.path)
 
@@ -128,7 +129,7 @@ class BatchJob:
         """Denoise what is to be done, and write down each scan as it ends."""
         todo = [step.task for step in steps if step.state is None]
         bar = tqdm(desc="batch", total=len(todo), unit="scan", disable=self.quiet)
-        with bar, closing(self._outcomes(todo, options, manifest)) as outcomes:
+        with bar, closing(self._outcomes(todo, options, manifest, say)) as outcomes:
             for task, outcome in outcomes:
                 record = _record(task, outcome, options)
                 manifest.add(record)
@@ -150,12 +151,12 @@ class BatchJob:
         tasks, left_out = found
         return [*steps_of(tasks, self.source, self.output, records, options, overwrite=self.overwrite), *left_out]
 
-    def _outcomes(self, tasks: Sequence[Task], options: str, manifest: Manifest) -> Outcomes:
+    def _outcomes(self, tasks: Sequence[Task], options: str, manifest: Manifest, say: Say) -> Outcomes:
         def begin(task: Task) -> None:
             manifest.add(Step(task).record(options=options))
 
         if self.scheduler:
-            return run_cluster(tasks, self._recipe(self.device, self.threads), self.scheduler, begin)
+            return run_cluster(tasks, self._recipe(self.device, self.threads), self.scheduler, begin, say)
         return run_local(tasks, self._local_recipes(len(tasks)), begin)
 
     def _local_recipes(self, scans: int) -> list[Recipe]:
@@ -201,8 +202,9 @@ def _record(task: Task, outcome: Outcome, options: str) -> Record:
 
 
 def _tell(say: Say, record: Record, outcome: Outcome) -> None:
+    scan = f"{shown(record.source)} ({record.scan})"
     for warning in outcome.warnings:
-        say(f"warning: {record.source} ({record.scan}): {warning}")
+        say(f"warning: {scan}: {warning}")
     again = f", attempt {record.attempts}" if record.attempts > 1 else ""
     what = record.reason or f"{record.time_s:.1f} s{again}"
-    say(f"{record.state}: {record.source} ({record.scan}): {what}")
+    say(f"{record.state}: {scan}: {what}")

@@ -13,8 +13,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from io import FileIO
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from n2s_med.atomic import refused, whole
 from n2s_med.errors import OutputError
@@ -114,7 +115,7 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self.records: dict[str, Record] = {}
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -147,8 +148,9 @@ class Manifest:
         """
         assert self._file is not None
         try:
-            self._file.write(b"".join(record.line() for record in records))
-            self._file.flush()
+            lines = memoryview(b"".join(record.line() for record in records))
+            while lines:
+                lines = lines[self._file.write(lines) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise refused(error, self.path) from error
@@ -168,10 +170,10 @@ def known(folder: Path) -> dict[str, Record]:
         return _parsed(file.read(), path)[0]
 
 
-def _locked(path: Path) -> IO[bytes]:
+def _locked(path: Path) -> FileIO:
     """Open the manifest for this process alone; it is locked until it is closed or the process ends."""
     while True:
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)  # what a full disk does not take is not tried again when it is closed
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -188,7 +190,7 @@ def _locked(path: Path) -> IO[bytes]:
             file.close()  # another batch put a new file in its place
 
 
-def _records(file: IO[bytes], path: Path) -> dict[str, Record]:
+def _records(file: FileIO, path: Path) -> dict[str, Record]:
     """Return the records of an open manifest, from which an unfinished last line is cut off."""
     file.seek(0)
     records, length = _parsed(file.read(), path)

@@ -14,17 +14,19 @@ from typing import Protocol
 import n2s_med
 from n2s_med.atomic import check_apart
 from n2s_med.batch.manifest import Record, State
-from n2s_med.batch.task import Task, content_hash
+from n2s_med.batch.task import Task, content_hash, json_text
 from n2s_med.errors import InputError
 from n2s_med.jobs.denoise import DenoiseJob
 from n2s_med.jobs.places import sd_maps, slug, stem_name
 from n2s_med.score import ScoreModel
-from n2s_med.volumes import FileGroup, Refusal, file_groups, is_nifti_name
+from n2s_med.volumes import FileGroup, Refusal, file_groups, is_nifti_name, read_json, shown, sidecar_of
 
 EXISTS = (
     "its place is taken by what was not made from these inputs with these options."
     " Choose another output folder or give --overwrite."
 )
+SIDECARS = (".json", ".bval", ".bvec")
+"""Endings of what lies beside a NIfTI image and goes along with it."""
 INSIDE = "its place lies inside another result, made when its folder held one series. Choose another output folder."
 
 
@@ -115,7 +117,9 @@ class AnyTree:
             found = group.survey()
             refusals += found.refusals
             tasks += [_task(root, group, number, source.label) for number, source in enumerate(found.sources)]
-        return _placed(tasks, records), [_left_out(root, refusal) for refusal in refusals]
+        return [_with_sidecars(root, task) for task in _placed(tasks, records)], [
+            _left_out(root, refusal) for refusal in refusals
+        ]
 
     def begin(self, root: Path, out: Path) -> None:
         """Write nothing."""
@@ -162,7 +166,7 @@ def _weights(job: DenoiseJob) -> list[str]:
 
 def table(steps: Iterable[Step]) -> str:
     """Return the plan as text: for each scan what it is, where it lies and what would be done."""
-    return "\n".join(f"{_verb(step)}: {step.task.source} ({step.task.scan}){_what(step)}" for step in steps)
+    return "\n".join(f"{_verb(step)}: {shown(step.task.source)} ({step.task.scan}){_what(step)}" for step in steps)
 
 
 def _verb(step: Step) -> str:
@@ -170,7 +174,7 @@ def _verb(step: Step) -> str:
 
 
 def _what(step: Step) -> str:
-    return f": {step.reason}" if step.reason else f" -> {step.task.output}"
+    return f": {step.reason}" if step.reason else f" -> {shown(step.task.output)}"
 
 
 # -- what there is -------------------------------------------------------------------------------------
@@ -189,7 +193,10 @@ def stat_hash(root: Path, files: Iterable[str]) -> str:
     """Hash over names, sizes and modification times of files."""
     digest = hashlib.sha256()
     for name in files:
-        stat = (root / name).stat()
+        try:
+            stat = (root / name).stat()
+        except OSError:
+            continue  # it went while the tree was looked through: whoever reads it tells so
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -216,6 +223,25 @@ def _placed(tasks: Sequence[Task], records: Mapping[str, Record]) -> list[Task]:
         replace(task, output=known.output if (known := records.get(task.key)) and known.output else output)
         for task, output in zip(tasks, outputs, strict=True)
     ]
+
+
+def _with_sidecars(root: Path, task: Task) -> Task:
+    """Let what lies beside a NIfTI image go along: its metadata, and the b-values and directions of diffusion."""
+    if not _is_image(task):
+        return task
+    image, stem = root / task.source, stem_name(task.output)
+    beside = {ending: sidecar_of(image, ending) for ending in SIDECARS}
+    try:
+        texts = {f"{stem}{ending}": _sidecar(path, image) for ending, path in beside.items() if path}
+    except (InputError, OSError):
+        return task  # the image is refused for it when it is read
+    return replace(task, sidecars=texts)
+
+
+def _sidecar(path: Path, image: Path) -> str:
+    if path.suffix != ".json":
+        return path.read_text(encoding="utf-8", errors="replace")
+    return json_text(read_json(path) | {"Description": "Denoised by n2s-med", "Sources": [image.name]})
 
 
 def _home(task: Task) -> PurePosixPath:
@@ -262,21 +288,23 @@ def _step(
     if any(str(parent) in places for parent in PurePosixPath(task.output).parents):
         return Step(task, State.EXISTS, INSIDE)
     there = any(os.path.lexists(path) for path in _results(task, out))
-    if record and there and _finished(task, root, record, options):
+    finished = record is not None and _finished(task, root, record, options)
+    if finished and os.path.lexists(out / task.output):
         return Step(task, State.DONE)
-    left_by_an_attempt = record is not None and record.state in (State.BEGUN, State.FAILED)
-    if there and not (overwrite or left_by_an_attempt):
+    ours = finished or (record is not None and record.state in (State.BEGUN, State.FAILED))
+    if there and not (overwrite or ours):
         return Step(task, State.EXISTS, EXISTS)
     return Step(replace(task, overwrite=there))
 
 
 def _results(task: Task, out: Path) -> Iterator[Path]:
-    """Where the result and its SD map lie."""
+    """Where the result, its SD map and what goes along lie."""
     target = out / task.output
     yield target
     yield from sd_maps(target)
     if task.sd_map:
         yield out / task.sd_map
+    yield from (out / name for name in task.sidecars)
 
 
 def _finished(task: Task, root: Path, record: Record, options: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from n2s_med.batch.local import ATTEMPTS
 from n2s_med.errors import ConfigurationError, N2SError
 
 if TYPE_CHECKING:
@@ -138,14 +139,17 @@ class Queue:
             dask-jobqueue is not installed, or does not take an option.
         """
         library = _dask_jobqueue()
+        import dask
+
         try:
-            return getattr(library, SYSTEMS[self.system])(
-                cores=self.cores,
-                memory=self.memory,
-                processes=1,
-                worker_extra_args=["--nthreads", "1"],  # a worker takes one scan at a time, on all of its cores
-                **self.options,
-            )
+            with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}):
+                return getattr(library, SYSTEMS[self.system])(
+                    cores=self.cores,
+                    memory=self.memory,
+                    processes=1,
+                    worker_extra_args=["--nthreads", "1"],  # a worker takes one scan at a time, on all of its cores
+                    **self.options,
+                )
         except (TypeError, ValueError, OSError) as error:
             raise ConfigurationError(
                 f"dask-jobqueue does not take it ({_first_line(error)})", remedy="correct its options", path=self.path

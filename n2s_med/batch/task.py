@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from monai.data import MetaTensor
 
@@ -21,7 +22,7 @@ from n2s_med.errors import InputError, N2SError
 from n2s_med.jobs.denoise import DenoiseJob, Result
 from n2s_med.jobs.places import stem_name
 from n2s_med.score import ScoreModel, base_model
-from n2s_med.volumes import FileGroup
+from n2s_med.volumes import FileGroup, stated
 
 _ONE_AT_A_TIME = threading.Lock()
 """A worker of a cluster may have several threads; a scan takes all that one process is given."""
@@ -53,6 +54,8 @@ class Task:
         Content of the JSON file beside the SD map; empty for none.
     sidecars
         Content of further files, by their path relative to the output folder.
+    metadata
+        JSON of what is said of the image elsewhere than beside it; empty for nothing.
     """
 
     key: str
@@ -68,6 +71,7 @@ class Task:
     sd_map: str = ""
     sd_sidecar: str = ""
     sidecars: Mapping[str, str] = field(default_factory=dict)
+    metadata: str = ""
 
     def options(self, shared: str) -> str:
         """Hash over all that determines what is written but the inputs, given that of the batch's options."""
@@ -162,7 +166,7 @@ def _done(task: Task, recipe: Recipe) -> Outcome:
     volume = _loaded(task, files)
     digest = content_hash(files)
     result = job.one(volume, job.output, _model(job, volume), lambda _: None)
-    sidecars = dict(task.sidecars)
+    sidecars = {} if job.deidentifier else dict(task.sidecars)
     if task.sd_map and result.sd_map:
         result.sd_map.replace(recipe.out / task.sd_map)
         sidecars[f"{stem_name(task.sd_map)}.json"] = task.sd_sidecar
@@ -182,7 +186,10 @@ def _loaded(task: Task, files: tuple[Path, ...]) -> MetaTensor:
     sources = FileGroup(task.group, files).survey().sources
     if task.number >= len(sources) or sources[task.number].label != task.scan:
         raise InputError("its files have changed since they were looked through", remedy="run the batch again")
-    return sources[task.number].load()
+    volume = sources[task.number].load()
+    if task.metadata:
+        volume.meta.update(stated(json.loads(task.metadata), len(volume), files[0]))
+    return volume
 
 
 def _model(job: DenoiseJob, volume: MetaTensor) -> ScoreModel | None:
@@ -193,6 +200,11 @@ def _model(job: DenoiseJob, volume: MetaTensor) -> ScoreModel | None:
 @lru_cache(maxsize=2)
 def _kept(path: Path | None, spatial_dims: int) -> ScoreModel:
     return ScoreModel.load(path) if path else base_model(spatial_dims)
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return a JSON file's text."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def content_hash(files: tuple[Path, ...]) -> str:

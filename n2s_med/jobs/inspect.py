@@ -5,19 +5,20 @@ Scans are read whole, as what is damaged shows in their pixels, but one at a tim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from n2s_med.errors import InputError
-from n2s_med.volumes import Arrays, Refusal, Source, nothing_usable, refusal_of, survey
+from n2s_med.volumes import Arrays, Refusal, Source, nothing_usable, refusal_of, shown, survey
 
 if TYPE_CHECKING:
     from n2s_med.report import JSONValue
 
 _AXES = {"angle": ", along the angle", "time": ", along time"}
-_COLUMNS = ("scan", "vendor", "grid (X x Y x Z)", "spacing, mm", "units", "verdict")
+_COLUMNS = ("scan", "where", "vendor", "grid (X x Y x Z)", "spacing, mm", "units", "verdict")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def inspect(path: Path) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Return ``found`` as a table in plain text; notes stand below their scan."""
-    rows = [_COLUMNS, *map(_cells, found)]
+    """Return ``found`` as a table in plain text, paths below the folder that all share; notes below their scan."""
+    common = Path(os.path.commonpath([scan.path for scan in found])) if found else Path()
+    rows = [_COLUMNS, *(_cells(scan, common) for scan in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS) - 1)]
     lines = [_line(_COLUMNS, widths)]
     for scan, cells in zip(found, rows[1:], strict=True):
@@ -125,10 +127,12 @@ def _left_out(refusal: Refusal) -> Found:
     return Found(refusal.label, str(refusal.path), f"left out: {refusal.reason}")
 
 
-def _cells(found: Found) -> tuple[str, ...]:
+def _cells(found: Found, common: Path) -> tuple[str, ...]:
+    path = Path(found.path)
+    where = path.name if path == common and not path.is_dir() else path.relative_to(common).as_posix()
     grid = "x".join(map(str, found.shape[1:])) if found.shape else ""
     spacing = " x ".join(f"{step:.3g}" for step in found.spacing_mm) if found.spacing_mm else ""
-    return found.scan, found.vendor or "", grid, spacing, found.units or "", found.verdict
+    return found.scan, shown(where), found.vendor or "", grid, spacing, found.units or "", found.verdict
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

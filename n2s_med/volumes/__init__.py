@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, valid_mask
+from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, shown, valid_mask
 from n2s_med.volumes.deidentify import Deidentifier
 from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
 from n2s_med.volumes.nifti import NIFTI_SUFFIXES, is_nifti_name
 from n2s_med.volumes.provenance import Provenance
+from n2s_med.volumes.sidecar import read_json, sidecar_of, stated
 from n2s_med.volumes.tree import FileGroup, file_groups
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ __all__ = [
     "is_nifti_name",
     "nothing_usable",
     "read",
+    "read_json",
     "refusal_of",
+    "shown",
+    "sidecar_of",
+    "stated",
     "survey",
     "valid_mask",
     "write",

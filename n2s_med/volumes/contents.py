@@ -68,7 +68,7 @@ class Refusal:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.label}): {self.reason}"
+        return f"{shown(str(self.path))} ({self.label}): {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,11 @@ class Contents:
 
     volumes: tuple[MetaTensor, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+
+
+def shown(name: str) -> str:
+    """Return the name of a file or folder on one line, whatever characters it has."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def array_of(values: Any) -> NDArray[np.float32]:

@@ -34,8 +34,8 @@ from n2s_med.volumes.nuclear import NM_CLASS, VECTORS, holds_counts, located, pl
 from n2s_med.volumes.quiet import quiet
 
 _TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "Manufacturer", "SeriesNumber",
-    "InstanceNumber", "ImageType", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Manufacturer",
+    "SeriesNumber", "InstanceNumber", "ImageType", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "PixelSpacing",
     "SliceThickness", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient",
@@ -147,10 +147,11 @@ def _file(path: Path, ds: Dataset) -> ImageFile:
     return ImageFile(
         path=path,
         sop_class=str(ds.SOPClassUID),
+        study_uid=str(ds.get("StudyInstanceUID") or ""),
         series_uid=str(ds.SeriesInstanceUID),
         instance_uid=str(ds.SOPInstanceUID),
         modality=SCAN_CLASSES[ds.SOPClassUID],
-        vendor=_vendor(ds),
+        vendor=vendor_named(str(ds.get("Manufacturer") or "")),
         series_number=_integer(ds, "SeriesNumber"),
         instance_number=_integer(ds, "InstanceNumber") or 0,
         rows=int(ds.Rows),
@@ -200,8 +201,9 @@ def _integer(ds: Dataset, keyword: str) -> int | None:
     return None if value is None or value == "" else int(value)
 
 
-def _vendor(ds: Dataset) -> str:
-    said = " ".join(re.findall(r"[A-Z]+", str(ds.get("Manufacturer") or "").upper()))
+def vendor_named(manufacturer: str) -> str:
+    """Return the vendor that ``manufacturer`` names, of those that are known; else ``"other"``."""
+    said = " ".join(re.findall(r"[A-Z]+", manufacturer.upper()))
     return next((name for words, name in _VENDORS.items() if re.search(rf"\b{words}\b", said)), "other")
 
 

@@ -170,7 +170,8 @@ def _image_type(flat: Dataset) -> str | None:
     return None
 
 
-def _complex_part(flat: Dataset) -> str | None:
+def why_no_signal(flat: Dataset) -> str | None:
+    """Return why the values of an MR frame are no magnitude, real or imaginary part, or ``None``."""
     if SCAN_CLASSES[flat.SOPClassUID] != "MR":
         return None
     if _type_values(flat) & _NOT_A_SIGNAL or _ge_part(flat) == 1:
@@ -213,4 +214,4 @@ def _missing(ds: Dataset, wanted: Iterable[tuple[str, str]]) -> str | None:
     return next((f"{name} is missing" for keyword, name in wanted if not ds.get(keyword)), None)
 
 
-_FRAME_RULES: tuple[Callable[[Dataset], str | None], ...] = (_image_type, _complex_part, _rescale, _geometry)
+_FRAME_RULES: tuple[Callable[[Dataset], str | None], ...] = (_image_type, why_no_signal, _rescale, _geometry)

@@ -138,14 +138,15 @@ def _group_label(group: Sequence[Frame]) -> str:
 def _groups(frames: Iterable[Frame]) -> list[list[Frame]]:
     """Group frames of one series, kind, matrix, pixel size, units, frame of reference and orientation.
 
-    Frames that have no place in space belong together within their file alone.
+    A study's UID tells series apart whose own UID is the same, as bad anonymisers leave it. Frames that have no place
+    in space belong together within their file alone.
     """
     exact: dict[tuple[object, ...], list[list[Frame]]] = defaultdict(list)
     for frame in frames:
         file = frame.file
         key = (
-            file.series_uid, file.sop_class, file.rows, file.columns, file.frame_of_reference, frame.units,
-            frame.stack, frame.component, frame.axis, "" if frame.axis is Axis.SPACE else file.path,
+            file.study_uid, file.series_uid, file.sop_class, file.rows, file.columns, file.frame_of_reference,
+            frame.units, frame.stack, frame.component, frame.axis, "" if frame.axis is Axis.SPACE else file.path,
         )  # fmt: skip
         for group in exact[key]:
             if same_grid(group[0], frame):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +75,11 @@ def survey(path: str | Path) -> Survey:
     path = Path(path)
     if not _present(path):
         raise InputError("no such file or folder", remedy="check the path", path=path)
-    return survey_files(files_below(path)) if path.is_dir() else _survey_file(path)
+    if not path.is_dir():
+        return _survey_file(path)
+    files, refusals = files_below(path)
+    found = survey_files(files)
+    return Survey(found.sources, (*found.refusals, *refusals))
 
 
 def refusal_of(source: Source, error: InputError) -> Refusal:
@@ -174,26 +180,36 @@ def _nifti(path: Path) -> Source:
     return Source(path, "NIfTI", "nifti", partial(read_nifti, path))
 
 
-def files_below(folder: Path, refused: Callable[[InputError], None] | None = None) -> Iterator[Path]:
-    """Yield the regular files below ``folder``, sorted; hidden ones are other programs' business.
+def files_below(root: Path) -> tuple[list[Path], list[Refusal]]:
+    """Return the regular files below ``root``, sorted, and folders that cannot be read.
 
-    A folder that cannot be read is told to ``refused`` and passed over, or raised where that is not given.
+    Hidden files are other programs' business; links to folders are not followed.
+
+    Raises
+    ------
+    InputError
+        ``root`` itself cannot be read.
     """
+    refusals: list[Refusal] = []
+    files = list(_below(root, refusals))
+    if not files and refusals and refusals[0].path == root:
+        raise InputError(refusals[0].reason, remedy="check its permissions", path=root)
+    return files, refusals
+
+
+def _below(folder: Path, refusals: list[Refusal]) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir())
+        if not os.access(folder, os.X_OK):  # it can be listed, and what is in it not be reached
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        unreadable = InputError(
-            f"the folder cannot be read ({error.strerror})", remedy="check its permissions", path=folder
-        )
-        if refused is None:
-            raise unreadable from error
-        refused(unreadable)
+        refusals.append(Refusal(folder, "folder", f"the folder cannot be read ({error.strerror})"))
         return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from () if entry.is_symlink() else files_below(entry, refused)
+            yield from () if entry.is_symlink() else _below(entry, refusals)
         elif entry.is_file():
             yield entry
 

@@ -48,6 +48,7 @@ class ImageFile:
 
     path: Path
     sop_class: str
+    study_uid: str
     series_uid: str
     instance_uid: str
     modality: str

@@ -27,6 +27,7 @@ from n2s_med.volumes.contents import Arrays, FloatArray, everywhere, spacing_of
 from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
+from n2s_med.volumes.sidecar import read_json, sidecar_of, stated
 
 _TEXTS = ("db_name", "aux_file")
 """Text of a header that stays where the description is replaced."""
@@ -45,14 +46,18 @@ def is_nifti_name(path: Path) -> bool:
 
 
 def read_nifti(path: Path) -> Arrays:
-    """Return the volume (C, X, Y, Z) at ``path``; its units are unknown, for NIfTI does not state them.
+    """Return the volume (C, X, Y, Z) at ``path``; modality and units are known where a JSON file beside it says them.
 
     Raises
     ------
     InputError
         If it is not there, or damaged.
     """
-    return arrays_of(open_nifti(path))
+    volume = arrays_of(open_nifti(path))
+    sidecar = sidecar_of(path)
+    if sidecar:
+        volume.meta.update(stated(read_json(sidecar), len(volume.values), path))
+    return volume
 
 
 def open_nifti(path: Path) -> Any:

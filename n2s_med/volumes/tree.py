@@ -48,14 +48,8 @@ def file_groups(root: Path) -> tuple[list[FileGroup], list[Refusal]]:
         ``root`` cannot be read.
     """
     groups: dict[str, list[Path]] = {}
-    refusals: list[Refusal] = []
-
-    def refused(error: InputError) -> None:
-        if error.path == root:
-            raise error
-        refusals.append(Refusal(Path(error.path or root), "folder", error.cause))
-
-    for file in files_below(root, refused):
+    files, refusals = files_below(root)
+    for file in files:
         try:
             if is_nifti_name(file):
                 groups[_key(["nifti", file.relative_to(root).as_posix()])] = [file]

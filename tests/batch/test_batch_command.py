@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from batch_scans import OPTIONS, content, images, series, tree
 from job_scans import SECRETS, Ran, Run, carried, datasets, files_below, nifti, noisy, values_of
 
+from n2s_med.atomic import beside
 from n2s_med.batch import Manifest, Record, State, known
 from n2s_med.errors import OutputError
 from n2s_med.jobs.denoise import DenoiseJob
@@ -121,6 +123,40 @@ def test_nothing_to_do(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_json_and_gradients_beside_an_image_go_along(run: Run, tmp_path: Path) -> None:
+    source, out = images(tmp_path / "in", "ab"), tmp_path / "out"
+    (source / "a.json").write_text('{"Modality": "MR", "EchoTime": 0.002}')
+    (source / "a.bval").write_text("0 1000\n")
+    assert batch(run, source, out).code == 0
+    assert json.loads((out / "a.json").read_text()) == {
+        "Modality": "MR", "EchoTime": 0.002, "Description": "Denoised by n2s-med", "Sources": ["a.nii"],
+    }  # fmt: skip
+    assert (out / "a.bval").read_text() == "0 1000\n"
+    assert not (out / "b.json").exists()
+    (source / "a.json").write_text('{"Modality": "CT"}')
+    assert batch(run, source, out).code == 3  # it is another result now
+    assert states(out) == {"a.nii": "exists", "b.nii": "done"}
+
+
+def test_json_beside_an_image_is_not_written_over_what_is_not_ours(run: Run, tmp_path: Path) -> None:
+    source, out = images(tmp_path / "in", "ab"), tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir(exist_ok=True)
+        (folder / "a.json").write_text("{}")
+    assert batch(run, source, out).code == 3
+    assert (out / "a.json").read_text() == "{}"
+    assert states(out) == {"a.nii": "exists", "b.nii": "done"}
+
+
+def test_damaged_json_beside_an_image_fails_it_alone(run: Run, tmp_path: Path) -> None:
+    source, out = images(tmp_path / "in", "ab"), tmp_path / "out"
+    (source / "a.json").write_text("{")
+    done = batch(run, source, out)
+    assert done.code == 3
+    assert "failed: a.nii (NIfTI): no readable JSON" in done.err
+    assert states(out) == {"a.nii": "failed", "b.nii": "done"}
+
+
 # -- resuming ------------------------------------------------------------------------------------------
 
 
@@ -140,6 +176,17 @@ def test_finished_scans_are_skipped(run: Run, tmp_path: Path, counted: list[str]
     assert batch(run, source, out).code == 0
     assert counted[4:] == ["b.nii"]
     assert before.items() <= content(out).items()
+
+
+def test_a_result_that_is_gone_is_made_again_though_its_sd_map_is_there(
+    run: Run, tmp_path: Path, counted: list[str]
+) -> None:
+    source, out = images(tmp_path / "in"), tmp_path / "out"
+    assert batch(run, source, out).code == 0
+    (out / "b.nii").unlink()
+    (out / "b.sd.nii.gz").write_text("its SD map")
+    assert batch(run, source, out).code == 0
+    assert counted[3:] == ["b.nii"]
 
 
 def test_a_file_that_was_only_touched_is_unchanged(run: Run, tmp_path: Path, counted: list[str]) -> None:
@@ -201,9 +248,9 @@ def test_what_a_killed_run_left_is_replaced(run: Run, tmp_path: Path, counted: l
     (out / "batch.jsonl").write_bytes(b"".join([lines[0], begun, lines[2][:40]]))
     (out / "c.nii").unlink()
     (out / "b.nii").write_text("half")
-    (out / ".b.nii.partial-4194304").write_text("half")
     (out / "deep").mkdir()
-    (out / "deep" / ".gone.nii.partial-4194304").write_text("half")
+    for path in (out / "b.nii", out / "deep" / "gone.nii"):
+        beside(path, "partial", 4194304).write_text("half")
     assert batch(run, source, out).code == 0
     assert counted[3:] == ["b.nii", "c.nii"]
     assert sorted(name for name in files_below(out) if "report" not in name) == [
@@ -338,3 +385,43 @@ def test_a_line_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_bytes(b"{\n" + path.read_bytes())
     with pytest.raises(OutputError, match="line 1"):
         known(tmp_path)
+
+
+def test_names_that_are_no_text_take_one_line_each(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in (b"line\nfailed: all.nii", b"latin-\xe4.nii"):
+        nifti(source / "scan.nii", noisy(shape=(8, 8, 8))).rename(Path(os.fsdecode(os.fsencode(source) + b"/" + name)))
+    planned = batch(run, source, tmp_path / "out", "--dry-run")
+    assert [line.partition(" (")[0] for line in planned.out.splitlines()] == [
+        r"denoise: latin-\udce4.nii", r"denoise: line\nfailed: all.nii",
+    ]  # fmt: skip
+    done = batch(run, source, tmp_path / "out")
+    assert done.code == 0
+    assert not any(line.startswith("failed") for line in done.err.splitlines())
+    assert sorted(os.fsencode(path.name) for path in (tmp_path / "out").iterdir()) == [
+        b"batch.jsonl",
+        b"latin-\xe4.nii",
+        b"line\nfailed: all.nii",
+    ]
+
+
+def test_a_disk_that_is_full_ends_the_batch_and_spoils_no_manifest(tmp_path: Path) -> None:
+    """The system lets no file grow beyond a size, as a full disk does not."""
+    first, second = (Record(key, State.DONE, "scan", f"{key}.nii") for key in "ab")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Manifest(tmp_path) as manifest:
+        manifest.add(first)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(first.line()) + 10, before[1]))
+        try:
+            with pytest.raises(OutputError, match="cannot write it"):
+                manifest.add(second)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        left = manifest.path.read_bytes()
+    assert left == first.line() + second.line()[:10]
+    manifest.path.write_bytes(left)  # as where it cannot be written anew either
+    with Manifest(tmp_path) as manifest:
+        assert manifest.records == {"a": first}
+        manifest.add(second)
+    assert known(tmp_path) == {"a": first, "b": second}

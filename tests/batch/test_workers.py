@@ -8,26 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_scans import OPTIONS, Deadly, Identity, content, images
+from batch_scans import OPTIONS, Deadly, Greedy, Identity, content, images
 from job_scans import files_below
 
 from n2s_med.batch import BatchJob, known
-from n2s_med.batch.task import Outcome, Recipe, Task
-from n2s_med.errors import ConfigurationError, PartialError
+from n2s_med.errors import PartialError
 
 DEADLINE_S = 400
 """For processes to start on a machine that is busy with other work."""
 
 
 def job(kind: type[Identity], tmp_path: Path, **options: Any) -> BatchJob:
-    options = {"workers": 1, "threads": 1, "quiet": True} | options
-    denoising = kind(Path(), Path(), from_scratch=True, **options.pop("job", {}))
-    return BatchJob(tmp_path / "in", tmp_path / "out", denoising, device="cpu", precision="fp32", **options)
+    options = {"workers": 1, "threads": 1, "quiet": True, "device": "cpu", "precision": "fp32"} | options
+    denoising = kind(Path(), Path(), **({"from_scratch": True} | options.pop("job", {})))
+    return BatchJob(tmp_path / "in", tmp_path / "out", denoising, **options)
 
 
 def states(out: Path) -> dict[str, tuple[str, int]]:
@@ -54,6 +52,22 @@ def test_a_scan_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     summary = job(Identity, tmp_path).run(said.append)
     assert summary.states == {"done": 3}
     assert sorted(files_below(tmp_path / "out")) == ["a.nii", "b.nii", "batch.jsonl", "c.nii"]
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_out_of_memory_costs_one_attempt_of_one_scan(tmp_path: Path, always: bool) -> None:
+    images(tmp_path / "in")
+    said: list[str] = []
+    batch = job(Greedy, tmp_path, job={} if always else {"mark": tmp_path / "mark"})
+    if always:
+        with pytest.raises(PartialError, match="1 of 3 scans failed"):
+            batch.run(said.append)
+        assert any("out of memory. Give fewer --workers or a smaller --chunk-voxels" in line for line in said)
+    else:
+        batch.run(said.append)
+    outcome = ("failed" if always else "done", 2)
+    assert states(tmp_path / "out") == {"a.nii": ("done", 1), "b.nii": outcome, "c.nii": ("done", 1)}
+    assert files_below(tmp_path / "out") == ["a.nii", *([] if always else ["b.nii"]), "batch.jsonl", "c.nii"]
 
 
 # -- the whole batch -----------------------------------------------------------------------------------
@@ -118,8 +132,9 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_ends_orderly(tmp_path: Path) -> None:
-    """As a terminal sends it: to the batch and to its workers at once."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_orderly(tmp_path: Path, times: int) -> None:
+    """As a terminal sends it: to the batch and to its workers at once; who is in a hurry sends it twice."""
     images(tmp_path / "in")
     here = Path(__file__).parent
     paths = json.dumps([str(here), str(here.parent)])
@@ -132,76 +147,11 @@ def test_ctrl_c_ends_orderly(tmp_path: Path) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not list(half.glob(".slow.txt.partial-*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, told
     assert "Traceback" not in told
     assert files_below(half) == ["batch.jsonl"]
     assert states(half) == {"a.nii": ("begun", 0)}
-
-
-# -- Dask ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scheduler() -> Iterator[str]:
-    """A cluster on this machine, its worker in this process."""
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="tcp"
-    ) as cluster:
-        yield cluster.scheduler_address
-
-
-def test_a_dask_cluster(tmp_path: Path, scheduler: str) -> None:
-    images(tmp_path / "in")
-    (tmp_path / "in" / "b.nii").write_bytes(b"no image")
-    with pytest.raises(PartialError, match="1 of 3 scans failed"):
-        job(Identity, tmp_path, scheduler=scheduler).run(lambda _: None)
-    assert states(tmp_path / "out") == {"a.nii": ("done", 1), "b.nii": ("failed", 1), "c.nii": ("done", 1)}
-    local = job(Identity, tmp_path / "local")
-    images(tmp_path / "local" / "in")
-    local.run(lambda _: None)
-    assert content(tmp_path / "out").items() <= content(tmp_path / "local" / "out").items()
-
-
-@pytest.mark.parametrize(("given", "threads"), [(None, 4), (3, 3)])
-def test_dask_workers_share_the_cores_of_their_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int | None, threads: int
-) -> None:
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    images(tmp_path / "in")
-    used: list[int | None] = []
-
-    def worked(task: Task, recipe: Recipe) -> Outcome:  # noqa: ARG001
-        used.append(recipe.threads)
-        return Outcome()
-
-    monkeypatch.setattr("n2s_med.batch.cluster.work", worked)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
-    ) as cluster:
-        job(Identity, tmp_path, scheduler=cluster.scheduler_address, threads=given).run(lambda _: None)
-    assert used == [threads] * 3
-
-
-def test_a_dask_worker_that_is_killed(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    images(tmp_path / "in")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        denoising = {"mark": tmp_path / "mark"}
-        summary = job(Deadly, tmp_path, scheduler=cluster.scheduler_address, job=denoising).run(lambda _: None)
-    assert summary.states == {"done": 3}
-    assert files_below(tmp_path / "out") == ["a.nii", "b.nii", "batch.jsonl", "c.nii"]
-
-
-def test_no_scheduler_and_no_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images(tmp_path / "in")
-    monkeypatch.setattr("n2s_med.batch.cluster._CONNECTING_S", 0.5)
-    pytest.importorskip("distributed", reason="Dask is not installed")
-    with pytest.raises(ConfigurationError, match="no Dask scheduler answers"):
-        job(Identity, tmp_path, scheduler="tcp://127.0.0.1:1").run(lambda _: None)
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigurationError, match=r"n2s-med\[cluster\]"):
-        job(Identity, tmp_path, scheduler="tcp://127.0.0.1:1").run(lambda _: None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from n2s_med.atomic import check_apart, whole
+from n2s_med.atomic import beside, check_apart, tidy_below, whole
 from n2s_med.errors import OutputError
 
 DEAD = 2**22 + 1  # beyond the largest process id of Linux
@@ -17,24 +19,64 @@ def write_text(path, text="new", *, overwrite=False):
         partial.write_text(text)
 
 
+def of_another_machine(path, kind):
+    return path.with_name(f".{path.name}.{kind}-{DEAD}-0123abcd")
+
+
 def test_remains_of_killed_processes_are_cleared_away(tmp_path):
-    (tmp_path / f".a.txt.partial-{DEAD}").write_text("half")
-    (tmp_path / f".a.txt.partial-{os.getppid()}").write_text("being written")
-    (tmp_path / ".a.txt.partial-me").write_text("somebody else's")
-    (tmp_path / f".b.txt.partial-{DEAD}").write_text("of another output")
-    write_text(tmp_path / "a.txt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [f".a.txt.partial-{os.getppid()}", ".a.txt.partial-me", f".b.txt.partial-{DEAD}", "a.txt"]
-    )
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    beside(a, "partial", DEAD).write_text("half")
+    stay = [beside(a, "partial", os.getppid()), of_another_machine(a, "partial"), beside(b, "partial", DEAD)]
+    stay.append(tmp_path / ".a.txt.partial-me")
+    for path in stay:
+        path.write_text("being written, or of another output")
+    write_text(a)
+    assert sorted(tmp_path.iterdir()) == sorted([*stay, a])
 
 
 def test_what_a_killed_process_moved_aside_comes_back(tmp_path):
-    old = tmp_path / f".out.replaced-{DEAD}"
+    old = beside(tmp_path / "out", "replaced", DEAD)
     old.mkdir()
     (old / "old").touch()
     with pytest.raises(OutputError, match="exists already"), whole(tmp_path / "out", overwrite=False):
         pass
     assert (tmp_path / "out" / "old").exists()
+
+
+def test_a_whole_tree_is_cleared_of_what_other_machines_left_too(tmp_path):
+    (tmp_path / "deep").mkdir()
+    a, b = tmp_path / "a.txt", tmp_path / "deep" / "b.txt"
+    of_another_machine(a, "partial").write_text("half")
+    beside(a, "partial", os.getppid()).write_text("being written")
+    of_another_machine(b, "replaced").write_text("old")
+    tidy_below(tmp_path)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        beside(a, "partial", os.getppid()), b,
+    ]  # fmt: skip
+    assert b.read_text() == "old"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from n2s_med.atomic import whole
+for turn in range(15):
+    with whole(Path(sys.argv[1]), overwrite=True) as partial:
+        partial.mkdir()
+        for name in "abc":
+            (partial / name).write_text(f"{sys.argv[2]} {turn}")
+"""
+
+
+def test_processes_that_replace_one_folder_all_the_time(tmp_path):
+    """None of them fails, and what is there in the end is all of one of them."""
+    out = tmp_path / "out"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, out, f"{n}"], stderr=subprocess.PIPE) for n in range(3)]
+    told = [writer.communicate(timeout=300)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], told
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len({path.read_text() for path in out.iterdir()}) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c"]
 
 
 def test_failure_leaves_what_was_there(tmp_path):

@@ -185,6 +185,58 @@ def test_series_are_told_apart(tmp_path):
     assert sorted(v.meta["modality"] for v in read(tmp_path).volumes) == ["ct", "mr"]
 
 
+def test_series_of_two_studies_with_one_uid_are_told_apart(tmp_path):
+    """As anonymisers leave them that give every series the same UID."""
+    first, second = (make_series(tmp_path / name, stored=pixels() + n) for n, name in enumerate("ab"))
+    for path in second.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.StudyInstanceUID = "1.2.3"
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        ds.save_as(path)
+    a, b = read(tmp_path).volumes
+    assert a.shape == b.shape == (1, 5, 6, 4)
+    assert {Path(name).parent for name in a.meta["source"]} == {first}
+    assert bool((b - a == 1).all())
+
+
+def test_deflated_pixels_are_the_same(tmp_path):
+    source = make_series(tmp_path / "a")
+    for path in source.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        (tmp_path / "b").mkdir(exist_ok=True)
+        ds.save_as(tmp_path / "b" / path.name)
+    plain, other = (read(tmp_path / name).volumes[0] for name in "ab")
+    assert bool((plain == other).all())
+
+
+def test_what_is_for_looking_does_not_change_values(tmp_path):
+    def looks(ds, index):  # noqa: ARG001
+        ds.WindowCenter, ds.WindowWidth, ds.PresentationLUTShape = "40", "80", "INVERSE"
+        world, table = Dataset(), Dataset()
+        world.RealWorldValueSlope, world.RealWorldValueIntercept = 7.0, -3.0
+        world.RealWorldValueFirstValueMapped, world.RealWorldValueLastValueMapped = 0, 4095
+        table.LUTDescriptor = [2, 0, 16]
+        table.add_new("LUTData", "OW", b"\5\0\6\0")
+        ds.RealWorldValueMappingSequence, ds.VOILUTSequence = [world], [table]
+
+    for sop_class in (CT, MR, PT):
+        plain = read(make_series(tmp_path / f"a{sop_class}", sop_class)).volumes[0]
+        other = read(make_series(tmp_path / f"b{sop_class}", sop_class, edit=looks)).volumes[0]
+        assert bool((plain == other).all())
+
+
+def test_an_empty_first_slice_of_pet_does_not_set_the_type_of_the_others(tmp_path):
+    def empty(ds, index):
+        if index == 0:
+            ds.PixelData, ds.RescaleSlope = bytes(len(ds.PixelData)), "1"
+
+    plain = read(make_series(tmp_path / "a", PT)).volumes[0]
+    other = read(make_series(tmp_path / "b", PT, edit=empty)).volumes[0]
+    assert not other[..., 0].any()
+    assert bool((other[..., 1:] == plain[..., 1:]).all())
+
+
 def test_acquisition_number_does_not_split(tmp_path):
     def other_acquisition(ds, index):
         ds.AcquisitionNumber = index // 2

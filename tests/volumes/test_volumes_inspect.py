@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_table_and_json_say_the_same_and_nothing_of_the_patient(
         assert f"{row['verdict']}\n" in plain
         assert all(f"note: {note}\n" in plain for note in row["notes"])
     assert not any(secret in plain + data for secret in SECRETS)
+
+
+def test_series_of_one_name_are_told_apart_by_where_they_are(tmp_path: Path) -> None:
+    for name in ("a", "b\nc"):
+        make_series(tmp_path / "deep" / name, CT, study=name)
+    first, second = table(inspect(tmp_path)).splitlines()[1:]
+    assert [line.split("  ")[1].strip() for line in (first, second)] == ["a", r"b\nc"]
+    (alone,) = table(inspect(tmp_path / "deep" / "a" / "a-001")).splitlines()[1:]
+    assert "  a-001  " in alone
+
+
+def test_a_folder_that_cannot_be_read_is_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may enter any, so it is feigned."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "pet" and access(path, mode))
+    (row,) = (scan for scan in inspect(folder) if scan.path == str(folder / "pet"))
+    assert row.verdict == "left out: the folder cannot be read (Permission denied)"
 
 
 def test_columns_are_aligned() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.resources
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -291,3 +292,48 @@ def test_monai_writer_wants_voxels_and_a_name(tmp_path):
     writer.set_metadata(None)
     with pytest.raises(OutputError, match="not a NIfTI image's"):
         writer.write(tmp_path / "out.png")
+
+
+def beside(path, **metadata):
+    path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json").write_text(json.dumps(metadata))
+    return path
+
+
+def timed(tmp_path, **metadata):
+    return beside(save(tmp_path / "scan.nii.gz", np.ones((3, 3, 3, 2), np.float32)), **metadata)
+
+
+def test_the_json_file_beside_an_image_says_what_it_is(tmp_path):
+    said = {"Modality": "PT", "Manufacturer": "SIEMENS", "Units": "Bq/mL", "FrameDuration": [60, 240]}
+    meta = read(timed(tmp_path, **said)).volumes[0].meta
+    assert (meta["modality"], meta["vendor"], meta["units"], meta["durations_s"]) == (
+        "pet", "Siemens", "BQML", (60.0, 240.0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [
+    {}, {"Modality": "XX", "Units": "furlong", "Manufacturer": 7}, {"FrameDuration": [60]}, {"FrameDuration": [60, -1]},
+    {"FrameDuration": [True, 60]}, {"ImageType": "P"}, {"ImageType": [1, 2, 3]},
+])  # fmt: skip
+def test_what_it_says_and_nobody_understands_is_left_out(tmp_path, said):
+    meta = read(timed(tmp_path, **said)).volumes[0].meta
+    assert (meta["modality"], meta["units"], meta.get("durations_s")) == (None, "unknown", None)
+
+
+@pytest.mark.parametrize(("kind", "component"), [("M", "magnitude"), ("REAL", "real"), ("I", "imaginary")])
+def test_parts_of_a_complex_signal_are_told_by_it(tmp_path, kind, component):
+    path = timed(tmp_path, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", kind, "ND"])
+    assert read(path).volumes[0].meta["component"] == component
+
+
+def test_a_phase_is_refused_by_it(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"phase.*so its sidecar says"):
+        read(timed(tmp_path, Modality="MR", ImageType=["ORIGINAL", "PRIMARY", "P", "PHASE"]))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff", "[" * 100_000])
+def test_a_file_beside_it_that_is_no_json_refuses_it(tmp_path, text):
+    path = timed(tmp_path)
+    path.with_name("scan.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(InputError, match=r"scan\.json: no (readable JSON|JSON object)"):
+        read(path)

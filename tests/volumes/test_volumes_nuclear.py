@@ -89,6 +89,15 @@ def test_made_objects_keep_the_rules_and_so_do_derived_ones(tmp_path, provenance
     assert errors(out) == set()
 
 
+@pytest.mark.skipif(shutil.which("dcentvfy") is None, reason="dicom3tools (dcentvfy) is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_derived_objects_agree_with_their_study(tmp_path, provenance, kind):
+    path = make_nuclear(tmp_path / "nm", kind)
+    (out,) = write(the_one(path) * 0.9, tmp_path / "out", provenance=provenance).iterdir()
+    done = subprocess.run(["dcentvfy", path, out], capture_output=True, text=True, errors="replace", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("spacing", "lowest"), [("4", 30.0), ("-4", 30.0 - 6 * 4)])
 def test_slices_are_stacked_along_the_normal_or_against_it(tmp_path, spacing, lowest):
     def stacked(ds, index):  # noqa: ARG001

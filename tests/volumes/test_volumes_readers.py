@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from made_nuclear import make_nuclear
 from made_scans import CT, MR, PT, make_enhanced, make_series, pixels
 from monai.data import MetaTensor
@@ -49,6 +50,32 @@ def test_highdicom_finds_the_same_geometry_and_values(tmp_path, provenance, sop_
         x, y, z = np.rint((where @ [*index, 1])[:3]).astype(int)
         assert abs(float(other.array[index]) - float(volume[0, x, y, z])) <= step / 2 * 1.001
     np.testing.assert_allclose(where[:3], np.rint(where[:3]), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:SimpleITK")
+@pytest.mark.parametrize("sop_class", [CT, MR, PT])
+def test_simpleitk_finds_the_same_geometry_and_values(tmp_path, provenance, sop_class):
+    volume, out = derived(make_series(tmp_path / "s", sop_class), tmp_path, provenance)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(path) for path in sorted(out.iterdir())])
+    image = reader.Execute()
+    lps = np.eye(4)
+    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    lps[:3, 3] = image.GetOrigin()
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ lps, volume.affine, atol=1e-6)
+    values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    np.testing.assert_allclose(values, volume[0], rtol=1e-5, atol=float(volume.max()) / 65535)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:SimpleITK")
+@pytest.mark.parametrize("kind", ["enhanced", "nuclear"])
+def test_simpleitk_finds_the_same_values_of_several_frames(tmp_path, provenance, kind):
+    volume, out = derived(made(kind, tmp_path), tmp_path, provenance)
+    (path,) = out.iterdir()
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose(2, 1, 0)
+    assert sorted(map(tuple, np.moveaxis(values, 2, 0).reshape(values.shape[2], -1))) == sorted(
+        map(tuple, volume[0].permute(2, 0, 1).reshape(values.shape[2], -1).numpy())
+    )
 
 
 def made(kind: str, folder: Path) -> Path:
@@ -109,7 +136,7 @@ def answering(address: str) -> str:
     raise TimeoutError(address)
 
 
-@pytest.mark.parametrize("kind", ["ct", "pet", "enhanced", "nuclear"])
+@pytest.mark.parametrize("kind", ["ct", "mr", "pet", "enhanced", "nuclear"])
 def test_orthanc_returns_what_it_was_given(tmp_path, provenance, kind, orthanc):
     _, out = derived(made(kind, tmp_path), tmp_path, provenance)
     for path in sorted(out.iterdir()):
