@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scans", type=Path, help="folder that quality.py --write-scans has filled")
     add("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS), metavar="PEER", help="of %(choices)s")
-    add("--seconds", type=float, default=45, help="CPU seconds that a peer may train (default %(default)s)")
+    add("--seconds", type=float, default=45.0, help="CPU seconds that a peer may train (default %(default)s)")
     add("--cache", type=Path, help="JSON-lines file of finished results; a killed run goes on from it")
     add("--beside", type=Path, help="cache of quality.py, from which the rows of ours are taken")
     add("--cached-only", action="store_true", help="run nothing, write the table of what the cache holds")

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         top = float(volume.x[..., plane].max())
         for place, (title, x) in enumerate(shown, start=1 + row * across):
             axes = figure.add_subplot(len(rows), across, place)
-            axes.imshow(x[..., plane].T, cmap="gray", vmin=0, vmax=top)
+            axes.imshow(x[..., plane].T.numpy(), cmap="gray", vmin=0, vmax=top)
             axes.set_title(title, fontsize=7)
             axes.axis("off")
     options.out.parent.mkdir(parents=True, exist_ok=True)
