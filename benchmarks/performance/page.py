@@ -129,7 +129,9 @@ def _gain(row: Record, base: Record) -> str:
 def kinds(record: Record) -> str:
     """Where the network's time goes."""
     rows = [[kind, f"{share:.0%}"] for kind, share in record["shares"].items()]
-    told = "The streamed network by kind of operation (`torch.profiler`, time of the operations themselves)."
+    told = (
+        "The streamed network, four flips, by kind of operation (`torch.profiler`, time of the operations themselves)."
+    )
     return f"{told}\n\n{grid(['', 'share of the time'], rows)}"
 
 

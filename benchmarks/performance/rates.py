@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from unet import UNet
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions
 from n2s_med.score import ScoreUNet, base_model
-from n2s_med.score.stream import StreamedNetwork
+from n2s_med.score.stream import Flip, StreamedNetwork
 from n2s_med.training import TrainingConfig
 from performance.base import Record, Sizes, best_s, flop_per_voxel, noisy_waves, peak, timed_s
 from performance.engines import engines
@@ -36,7 +36,8 @@ OVERLAPS = (0.25, 0.125)
 KINDS = {
     "convolution": ("conv",),
     "activation": ("leaky_relu",),
-    "copies": ("copy", "cat", "clone", "pad", "fill_", "zero_", "contiguous"),
+    "skips, features, filters": ("add", "mul", "sub", "div", "tanh", "log", "sqrt", "abs", "sign", "clamp", "pow"),
+    "copies": ("copy", "cat", "clone", "pad", "fill_", "zero_", "contiguous", "flip"),
 }
 """Kinds of operations, by parts of their names."""
 
@@ -107,9 +108,8 @@ def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str
         "ours, by MONAI's inferer as it is, fp32",
         Way(lambda: sliding(*(_place(compute, t) for t in (v[None, None], ours)))),
     )
-    yield STREAMED, Way(lambda: streamed_score(streamed, v[None]), bf16=compute.bf16)
-    four = torch.stack([v.flip(flip) for flip in FLIPS])
-    yield FLIPPED, Way(lambda: streamed_score(streamed, four), len(FLIPS), compute.bf16)
+    yield STREAMED, Way(lambda: streamed_score(streamed, v), bf16=compute.bf16)
+    yield FLIPPED, Way(lambda: streamed_score(streamed, v, FLIPS), len(FLIPS), compute.bf16)
 
 
 def _elsewhere(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
@@ -132,11 +132,11 @@ def _place(compute: Compute, thing: Placed, channels_last: bool = False) -> Plac
     return thing.to(device=compute.device, memory_format=layout)
 
 
-def streamed_score(streamed: StreamedNetwork, batch: Tensor) -> Tensor:
-    """The scores of volumes (N, X, Y, Z), streamed in chunks of the command's size."""
+def streamed_score(streamed: StreamedNetwork, v: Tensor, flips: Sequence[Flip] = ((),)) -> Tensor:
+    """The score of a volume (X, Y, Z), streamed in chunks of the command's size."""
     stride = streamed.network.stride
-    planes = max(1, DenoiseOptions().chunk_voxels // (batch[..., 0].numel() * stride)) * stride
-    return torch.cat(list(streamed(iter(batch.split(planes, dim=-1)))), dim=-1)
+    planes = max(1, DenoiseOptions().chunk_voxels // (v[..., 0].numel() * stride)) * stride
+    return torch.cat(list(streamed(v[None].split(planes, dim=-1), flips)), dim=-1)[0]
 
 
 # -- BM4D ------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def fidelity(sizes: Sizes) -> Record:
     device = torch.device("cpu")
 
     def streamed(bf16: bool) -> Tensor:
-        return streamed_score(StreamedNetwork(model.network, WHITE, Compute(device, bf16)), u[None])[0]
+        return streamed_score(StreamedNetwork(model.network, WHITE, Compute(device, bf16)), u)
 
     def denoised(score: Tensor) -> Tensor:
         return scan.noise.law.mean_from_unit(scan.y, model.scale * score)
@@ -189,12 +189,12 @@ def fidelity(sizes: Sizes) -> Record:
 
 
 def kinds(sizes: Sizes) -> Record:
-    """Share of the streamed network's time that each kind of operation takes."""
+    """Share of the streamed network's time, four flips side by side, that each kind of operation takes."""
     streamed = StreamedNetwork(ScoreUNet(3), WHITE, Compute.choose("cpu"))
-    batch = noisy_waves(sizes.volume)[None]
-    streamed_score(streamed, batch)
+    v = noisy_waves(sizes.volume)
+    streamed_score(streamed, v, FLIPS)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        streamed_score(streamed, batch)
+        streamed_score(streamed, v, FLIPS)
     times: dict[str, float] = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiled.key_averages():
         times[_kind(event.key)] += event.self_cpu_time_total

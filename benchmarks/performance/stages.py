@@ -67,11 +67,11 @@ class Clock:
         """Count what the network takes, without what it waits for; within another network stage, not at all."""
         function: Callable[..., Iterator[Any]] = network.__call__
 
-        def counted(streamed: Any, chunks: Iterable[Any]) -> Iterator[Any]:
+        def counted(streamed: Any, chunks: Iterable[Any], *flips: Any) -> Iterator[Any]:
             if STEP_LENGTH in self.stack:
-                yield from function(streamed, chunks)
+                yield from function(streamed, chunks, *flips)
                 return
-            answers = function(streamed, self._apart(chunks))
+            answers = function(streamed, self._apart(chunks), *flips)
             while True:
                 with self.stage(NETWORK):
                     answer = next(answers, None)
