@@ -122,7 +122,8 @@ class Denoised:
     x_hat
         Float32 (X, Y, Z), in the units of the input; padding is as it came in.
     sd
-        Posterior standard deviation of each voxel, same units, or ``None``; 0 on padding.
+        Standard deviation of each voxel's error, same units, or ``None``; 0 on padding. Of whole counts it is that of
+        the formula alone, before :mod:`n2s_med.few_counts`.
     figures
         What was measured without a clean image.
     """
