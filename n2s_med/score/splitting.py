@@ -19,8 +19,8 @@ COUNTS = Poisson(1.0)
 LEAST = 1e-2
 """Least predicted mean: below it the deviance's slope knows no bound."""
 
-DRAWS = 4
-"""Splits over which the risk is averaged."""
+FOLDS = 5
+"""Parts, at most, that are left out in turn to estimate a risk."""
 
 
 def counts_of(u: Tensor) -> Tensor:
@@ -28,10 +28,19 @@ def counts_of(u: Tensor) -> Tensor:
     return ((u / 2).square() - ANSCOMBE).round().clamp_min(0)
 
 
-def split(counts: Tensor, kept: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Unit-noise data of the counts that are kept, and the rest."""
-    shown = torch.binomial(counts, torch.full_like(counts, kept), generator=generator)
-    return COUNTS.to_unit(shown), counts - shown
+def parts_of(kept: float) -> int:
+    """How many parts can be left out of whole counts, no count twice, where this share is kept each time."""
+    return int(1 / (1 - kept) + 1e-6)
+
+
+def left_out(counts: Tensor, share: float, times: int, generator: torch.Generator) -> list[Tensor]:
+    """Parts of whole counts, each a share of them chosen count by count; no count is in two."""
+    parts: list[Tensor] = []
+    for index in range(times):
+        remaining = counts - sum(parts)
+        odds = torch.full_like(counts, min(1.0, share / (1 - index * share)))
+        parts.append(torch.binomial(remaining, odds, generator=generator))
+    return parts
 
 
 def deviance(score: Tensor, shown: Tensor, rest: Tensor, kept: float) -> Tensor:
@@ -62,11 +71,11 @@ def split_risk(h: Function, u: Tensor, kept: float, generator: torch.Generator) 
     generator
         Of the splits.
     """
-    counts, error = counts_of(u), torch.zeros_like(u)
-    for _ in range(DRAWS):
-        shown, rest = split(counts, kept, generator)
+    counts, error, folds = counts_of(u), torch.zeros_like(u), min(FOLDS, parts_of(kept))
+    for rest in left_out(counts, 1 - kept, folds, generator):
+        shown = COUNTS.to_unit(counts - rest)
         off = _predicted(h(shown), shown, kept) - rest
-        error += (off.square() - rest) / DRAWS
+        error += (off.square() - rest) / folds
     return error * (kept / (1 - kept)) ** 2, kept * counts
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from n2s_med.noise import Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.score.splitting import COUNTS, counts_of, deviance, split, split_risk
+from n2s_med.score.splitting import COUNTS, counts_of, deviance, left_out, parts_of, split_risk
 
 KEPT = 0.8
 
@@ -20,6 +20,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def poisson(x: Tensor, seed: int = 0) -> Tensor:
     return torch.poisson(x, seeded(seed))
+
+
+def split(z: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """What is shown of whole counts, and the rest."""
+    (rest,) = left_out(z, 1 - KEPT, 1, seeded(seed))
+    return COUNTS.to_unit(z - rest), rest
 
 
 def score_to(mean: Tensor, shown: Tensor) -> Tensor:
@@ -44,13 +50,25 @@ def test_counts_come_back_from_unit_data(gain: float) -> None:
 
 def test_kept_and_rest_are_independent_poisson_counts() -> None:
     z = poisson(torch.full((400_000,), 3.0))
-    shown, rest = split(z, KEPT, seeded(1))
+    shown, rest = split(z, 1)
     kept = counts_of(shown)
     assert torch.equal(kept + rest, z)
     for part, mean in ((kept, 2.4), (rest, 0.6)):
         assert float(part.mean()) == pytest.approx(mean, rel=0.01)
         assert float(part.var()) == pytest.approx(mean, rel=0.02)
     assert abs(float(torch.corrcoef(torch.stack((kept, rest)))[0, 1])) < 0.01
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.5, 0.75, 0.8, 0.9])
+def test_no_count_is_left_out_twice(kept: float) -> None:
+    z = poisson(torch.full((50_000,), 3.0))
+    times = parts_of(kept)
+    rests = left_out(z, 1 - kept, times, seeded(1))
+    assert len(rests) == times
+    assert all(float(rest.mean()) == pytest.approx(3 * (1 - kept), rel=0.03) for rest in rests)
+    left = z - sum(rests)
+    assert (left >= 0).all()
+    assert float(left.mean()) == pytest.approx(3 * (1 - times * (1 - kept)), abs=0.03)
 
 
 @pytest.mark.parametrize("mean", [0.3, 2.0, 30.0])
@@ -61,7 +79,7 @@ def test_the_posterior_mean_has_the_least_deviance(mean: float) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         x = torch.distributions.Gamma(shape, rate).sample((400_000,))
-    shown, rest = split(poisson(x, 4), KEPT, seeded(5))
+    shown, rest = split(poisson(x, 4), 5)
     best = KEPT * (shape + counts_of(shown)) / (rate + KEPT)
 
     def loss(factor: float) -> float:
@@ -89,6 +107,6 @@ def test_the_risk_is_the_squared_error(mean: float) -> None:
 
     error, variance = split_risk(half_way, COUNTS.to_unit(z), KEPT, seeded(1))
     found = float(error.mean() / variance.mean())
-    shown, _ = split(z, KEPT, seeded(2))
+    shown, _ = split(z, 2)
     estimate = COUNTS.mean_from_unit(COUNTS.from_unit(shown), half_way(shown))
     assert found == pytest.approx(float((estimate - KEPT * x).square().mean() / (KEPT * mean)), abs=0.02)
