@@ -247,6 +247,11 @@ def test_the_report_tells_of_what_is_written(run: Run, tmp_path: Path) -> None:
     assert figures["noise"]["rician_bias_corrected"]
     written = float(values_of(tmp_path / "out.nii.gz").mean(dtype=np.float64))
     assert figures["quantities"]["mean_after_units"] == pytest.approx(written, rel=1e-6)
+    assert {"mean_shift_percent", "maximum_shift_percent"} <= figures["quantities"].keys()
+    residual = {"residual_mean_sd", "residual_variance", "residual_neighbour_correlation"}
+    assert residual <= figures["clean-free figures"].keys()
+    spent = ("training_time_s", "denoising_time_s", "writing_time_s", "peak_memory_mib")
+    assert min(figures["resources"][name] for name in spent) > 0
 
 
 def test_memory_holds_one_scan_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
