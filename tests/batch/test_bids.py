@@ -120,6 +120,25 @@ def test_metadata_that_changed_are_a_change(run: Run, dataset: Path, tmp_path: P
     assert json.loads((tmp_path / "out" / f"{RESULTS[0]}.json").read_text())["EchoTime"] == 0.003
 
 
+def test_frames_of_pet_last_as_long_as_it_is_said_further_up(
+    run: Run, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each then has a noise of its own."""
+    seen: dict[str, object] = {}
+    one = DenoiseJob.one
+
+    def look(self: DenoiseJob, volume: Any, target: Path, *rest: Any) -> Any:
+        seen[target.name] = (volume.meta.get("durations_s"), volume.meta["units"])
+        return one(self, volume, target, *rest)
+
+    monkeypatch.setattr(DenoiseJob, "one", look)
+    image(dataset / "sub-01" / "pet" / "sub-01_pet.nii.gz", 8, 8, 4, 2)
+    put(dataset / "pet.json", {"FrameDuration": [60, 240], "Units": "Bq/mL"})
+    assert bids(run, dataset, tmp_path / "out").code == 0
+    assert seen["sub-01_desc-denoised_pet.nii.gz"] == ((60.0, 240.0), "BQML")
+    assert seen["sub-02_desc-denoised_pet.nii.gz"] == ((600.0,), "BQML")
+
+
 def test_some_participants_alone(run: Run, dataset: Path, tmp_path: Path) -> None:
     assert bids(run, dataset, tmp_path / "out", "--participant-label", "02").code == 0
     assert {name.split("/")[0] for name in content(tmp_path / "out") if "/" in name} == {"sub-02"}

@@ -238,6 +238,42 @@ def test_what_no_longer_holds_is_dropped_and_what_others_need_is_kept(tmp_path, 
     assert ds.BurnedInAnnotation == "NO"
 
 
+def test_pet_keeps_what_its_values_mean_and_its_flags_and_characters(tmp_path, provenance):
+    def stated(ds, index):  # noqa: ARG001
+        ds.SpecificCharacterSet, ds.PatientName = "ISO_IR 192", "Müller^Jürgen"
+        ds.PatientIdentityRemoved, ds.DeidentificationMethod, ds.BurnedInAnnotation = "YES", "by hand", "NO"
+        ds.SeriesDescription = "x" * 64
+        ds.ExtendedOffsetTable = ds.ExtendedOffsetTableLengths = b"\0" * 8
+
+    folder = make_series(tmp_path / "s", PT, edit=stated)
+    sources = {ds.SOPInstanceUID: ds for ds in headers(folder)}
+    for ds in headers(write(read(folder).volumes[0], tmp_path / "out", provenance=provenance)):
+        source = sources[ds.SourceImageSequence[0].ReferencedSOPInstanceUID]
+        for kept in ("Units", "DecayFactor", "DecayCorrection", "CorrectedImage", "FrameReferenceTime", "SeriesType",
+                     "RadiopharmaceuticalInformationSequence", "PatientWeight", "SpecificCharacterSet", "PatientName",
+                     "PatientIdentityRemoved", "DeidentificationMethod", "BurnedInAnnotation"):  # fmt: skip
+            assert ds[kept].value == source[kept].value, kept
+        assert ds.SeriesDescription == "x" * 53 + " (denoised)"
+        assert not {"ExtendedOffsetTable", "ExtendedOffsetTableLengths"} & set(ds.dir())
+
+
+@pytest.mark.parametrize(("creator", "group", "offset"), [
+    ("GEMS_PETD_01", 0x0009, 0x0D), ("GEMS_PARM_01", 0x0043, 0x2F), ("SIEMENS MR HEADER", 0x0019, 0x0C),
+    ("Philips Imaging DD 001", 0x2001, 0x03), ("Philips MR Imaging DD 001", 0x2005, 0x0E),
+    ("Philips PET Private Group", 0x7053, 0x09),
+])  # fmt: skip
+def test_each_vendor_s_scale_b_value_and_timing_stay(tmp_path, provenance, creator, group, offset):
+    def private(ds, index):  # noqa: ARG001
+        block = ds.private_block(group, creator, create=True)
+        block.add_new(offset, "DS", "0")
+        block.add_new(0xF1, "LO", SECRETS[0])
+        ds.private_block(group, "ACME", create=True).add_new(offset, "LO", SECRETS[1])
+
+    folder = make_series(tmp_path / "s", MR, edit=private)
+    for ds in headers(write(read(folder).volumes[0], tmp_path / "out", provenance=provenance)):
+        assert [e.value for e in ds if e.tag.is_private] == [creator, 0]
+
+
 def test_lossy_transfer_syntax_is_said_ever_after(tmp_path, provenance):
     path = tmp_path / "lossy"
     ds = pydicom.dcmread(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
