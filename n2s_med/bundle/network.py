@@ -9,14 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import n2s_med
 from n2s_med.errors import ConfigurationError, ModelError
 from n2s_med.noise import NoiseModel
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
-from n2s_med.score.model import load_tensors, save_tensors
-
-PACKAGED = Path(n2s_med.__file__).parent / "weights"
-"""Folder of the base weights that come with the package."""
+from n2s_med.score.model import PACKAGED, load_tensors, save_tensors
 
 
 def weights_of(bundle_root: str, spatial_dims: int = 3) -> str:

@@ -102,8 +102,8 @@ class BaseJob:
         return signals
 
 
-def model_card(card: Mapping[str, Any]) -> str:
-    """The card as a page, for whoever is handed the weights."""
+def model_card(card: Mapping[str, Any], name: str) -> str:
+    """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
     config = card["config"]
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
     return f"""\
@@ -127,5 +127,5 @@ adapted to the scan at hand. Not for diagnosis.
 SDs are smoothed. Read the trust checks, the difference picture and the SD map of each result.
 
 **Data.** {card["attribution"] or "Generated volumes alone."} SHA-256 of every scan's values: `card.json`. Made again by
-`n2s-med train-base SCANS --config configs/base-{card["spatial_dims"]}d.json --dims {card["spatial_dims"]} --out DIR`.
+`n2s-med train-base SCANS --config configs/{name}.json --dims {card["spatial_dims"]} --out DIR`.
 """

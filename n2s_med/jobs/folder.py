@@ -68,13 +68,13 @@ class ModelFolder:
             yield tracker
         self._remove(*_UNFINISHED)
 
-    def keep(self, model: ScoreModel, page: Callable[[Mapping[str, Any]], str] | None = None) -> None:
-        """Write the model, its card as JSON and, where ``page`` makes one, as ``MODEL_CARD.md``."""
+    def keep(self, model: ScoreModel, page: Callable[[Mapping[str, Any], str], str] | None = None) -> None:
+        """Write the model, its card as JSON and, where ``page`` makes one of it and its name, as ``MODEL_CARD.md``."""
         model.save(self.path / "model.pt")
         card = {**model.card, "sha256": model.hash}
         _write(self.path / "card.json", _json(card))
         if page:
-            _write(self.path / "MODEL_CARD.md", page(card))
+            _write(self.path / "MODEL_CARD.md", page(card, self.path.name))
 
     def _remove(self, *names: str) -> None:
         for name in names:

@@ -20,6 +20,8 @@ from n2s_med.score.network import ScoreUNet
 
 FORMAT = 3
 ANY = "any"
+PACKAGED = Path(__file__).parent.parent / "weights"
+"""Folder of the base weights, one folder each."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,16 @@ class ScoreModel:
     def load(cls, path: Path) -> ScoreModel:
         """Read what :meth:`save` wrote; ``path`` is the file, or a folder with ``model.pt`` in it.
 
+        The bare name of base weights that come with the package (``base-3d-small``) means these, unless a file or
+        folder here is called so.
+
         Raises
         ------
         ModelError
             If it is missing, damaged, or of another format.
         """
+        if len(path.parts) == 1 and not path.exists() and (PACKAGED / path).is_dir():
+            path = PACKAGED / path
         file = path / "model.pt" if path.is_dir() else path
         saved = load_tensors(file)
         try:
@@ -135,14 +142,14 @@ class ScoreModel:
 
 
 def base_model(spatial_dims: int) -> ScoreModel:
-    """The base weights that come with the package, for volumes (3) or single slices (2).
+    """The base weights that are taken by default, for volumes (3) or single slices (2).
 
     Raises
     ------
     ModelError
         If they are missing or damaged.
     """
-    return ScoreModel.load(Path(__file__).parent.parent / "weights" / f"base-{spatial_dims}d" / "model.pt")
+    return ScoreModel.load(PACKAGED / f"base-{spatial_dims}d")
 
 
 def load_tensors(file: Path) -> dict[str, Any]:

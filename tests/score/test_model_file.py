@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from n2s_med.errors import ModelError, OutputError
-from n2s_med.score import ScoreModel, ScoreUNet
+from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.score.model import load_tensors
 
 
@@ -192,3 +192,12 @@ def test_a_failed_save_leaves_the_older_file(model: ScoreModel, file: Path, monk
         ScoreModel(model.network, 3.0).save(file)
     assert file.read_bytes() == before
     assert [p.name for p in file.parent.iterdir()] == ["model.pt"]
+
+
+def test_base_weights_go_by_their_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ScoreModel.load(Path("base-3d")).hash == base_model(3).hash
+    ScoreModel(network(3)).save(tmp_path / "base-3d" / "model.pt")  # a folder here comes first
+    assert ScoreModel.load(Path("base-3d")).hash != base_model(3).hash
+    with pytest.raises(ModelError, match="no such model file"):
+        ScoreModel.load(Path("base-4d"))
