@@ -48,8 +48,11 @@ CHECKED = 4_000_000
 LINE = 16
 """Planes read at once, at least: so many values that lie one after the other fill a line of the processor's cache."""
 
-SIDE_BY_SIDE = 1 << 19
-"""Voxels of a plane, times the flips that pass the network side by side: a voxel holds back about 1.2 kB."""
+BAND = 1 << 18
+"""Voxels of a band of rows that is filtered at once."""
+
+SIDE_BY_SIDE = 1 << 18
+"""Voxels of a plane, times the flips that pass the network side by side: each holds back about a kilobyte."""
 
 QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
 """Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
@@ -307,10 +310,7 @@ class Denoiser:
         outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (QUIET_MARGIN,))
         inner = within(region, outer)
         data = _planes_apart(u[outer])
-        energy = ScoreUNet.split(data.movedim(-1, 0)[None, None])[0].square()
-        for _ in range(2):
-            energy = ScoreUNet.smoothed(energy)
-        share = energy[0, 0].movedim(0, -1)[inner] / ScoreUNet.detail_variance(len(u.shape))
+        share = _energy(data)[inner] / ScoreUNet.detail_variance(len(u.shape))
         if not share.min() < QUIET:
             return data[inner], None
         amount = whiteness * (QUIET - share).clamp_min(0).sqrt()
@@ -466,6 +466,20 @@ class UnitData:
 
     def __getitem__(self, region: Region) -> Tensor:
         return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def _energy(data: Tensor) -> Tensor:
+    """The local mean square of the detail, by bands of rows that stay in the processor's cache."""
+    found = torch.empty_like(data)
+    rows = max(1, BAND // math.prod(data.shape[1:]))
+    for start in range(0, data.shape[0], rows):
+        band = (slice(start, min(start + rows, data.shape[0])), *(slice(0, n) for n in data.shape[1:]))
+        outer = grown(band, data.shape, (QUIET_MARGIN,) + (0,) * (data.ndim - 1))
+        energy = ScoreUNet.split(data[outer].movedim(-1, 0)[None, None])[0].square()
+        for _ in range(2):
+            energy = ScoreUNet.smoothed(energy)
+        found[band] = energy[0, 0].movedim(0, -1)[within(band, outer)]
+    return found
 
 
 def _planes_apart(data: Tensor) -> Tensor:

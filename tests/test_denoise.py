@@ -82,6 +82,22 @@ def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], flips: boo
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_flips_pass_side_by_side_or_one_after_the_other(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Planes too large for all flips at once, and for one band of rows; noise for air of few counts is added once."""
+    noise = ScanNoise(Poisson(1.0), WHITE.correlation)
+    y = torch.poisson(torch.full((17, 14, 9), 20.0), generator=seeded())
+    y[:9] = 0
+    run = denoiser(trained_like(levels=2), noise, step=1.0, chunk_voxels=900)
+    together = run(y).x_hat
+    monkeypatch.setattr("n2s_med.denoise.SIDE_BY_SIDE", at_once * 17 * 14)
+    monkeypatch.setattr("n2s_med.denoise.BAND", 5 * 14 * 9)
+    seen: list[int] = []
+    apart = run(y, progress=lambda done, _: seen.append(done)).x_hat
+    assert seen[-1] == 4 * 9
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
+
+
 def chunk_count(run: Denoiser, y: Tensor) -> int:
     """Into how many chunks the planes come back; each is told once, in order, up to the last plane."""
     seen: list[tuple[int, int]] = []
