@@ -6,7 +6,7 @@
 
 Noise is added to clean volumes: the generated anatomies, and files whose own noise is far below what is added.
 With ``--score-steps`` the published methods (search, two perturbations) are in the table too: for each law and
-volume a score is learned from the one noisy scan, as their authors do.
+volume a score is learned from the one noisy scan, as `--estimator` does.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from arms import Settings
-from arms.published import score_of
 from cases import COLUMNS, Column, Scan, Volume, from_file, phantom, sample
 
 from n2s_med.atomic import whole
-from n2s_med.compute import Compute, set_threads
+from n2s_med.compute import set_threads
 from n2s_med.errors import InputError
+from n2s_med.jobs.level_free import TRAINING, learned_score
 from n2s_med.noise import Gaussian, NoiseModel, Tweedie
 from n2s_med.noise.by_score import Score, search, two_perturbations
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.estimate import Estimate, estimate
-from n2s_med.noise.points import STEEPEST
-from n2s_med.training import ADAPTATION, TrainingConfig
 
 HIDDEN = 0.01
 """Rescaling from the first to the last slice, either way, by which counts leave their lattice, as a scanner's
@@ -162,7 +159,8 @@ def _power(found: Sequence[Estimate]) -> str:
     """The exponents found, where there are flat blocks of more than one intensity."""
     if any(math.isnan(e.power) for e in found):
         return "–"
-    return "not told" if all(e.power_interval == (0.0, STEEPEST) for e in found) else _mean([e.power for e in found], 2)
+    mean = _mean([e.power for e in found], 2)
+    return mean if all(e.power_told for e in found) else f"not told ({mean} at most)"
 
 
 def level_of(law: NoiseModel) -> float:
@@ -187,8 +185,8 @@ def _published(case: Case) -> bool:
 
 
 def _score(scan: Scan, options: argparse.Namespace) -> Score:
-    config = TrainingConfig(steps=options.score_steps, seed=scan.seed)
-    return score_of(scan, Settings(config, ADAPTATION, Compute.choose()))
+    config = replace(TRAINING, steps=options.score_steps, seed=scan.seed)
+    return learned_score(scan.y, scan.valid, scan.spacing_mm, config, "auto", quiet=True)[0]
 
 
 def _ratio(method: Callable[..., NoiseModel], y: torch.Tensor, score: Score, law: str, true: float) -> str:
@@ -213,8 +211,8 @@ def _section(volume: Volume, rows: Sequence[Sequence[str]]) -> str:
 def _document(tables: str, options: argparse.Namespace) -> str:
     used = options.score_steps
     told = (
-        f"The two published methods are given a score learned from the first noisy scan in {used} steps by the"
-        " article's recipe, without its level, and white noise of one level and a law of theirs."
+        f"The two published methods are given a score learned from the first noisy scan in {used} steps without its"
+        " level, as by `--estimator`, and white noise of one level and a law of theirs."
         if used
         else "The published methods were left out (`--score-steps`)."
     )
@@ -228,7 +226,8 @@ Levels: σ, ζ, k or φ found over the true one, mean ± standard deviation over
 Tweedie law, whose exponent is measured too, the variance at the mean intensity. In its
 interval: in how many scans the 95 % interval held the truth. Neighbours: correlation of the noise of neighbouring
 voxels along x/y/z (true: {lag:.2f} at most). Power: exponent of the variance function that the scan
-shows; not told where one shade alone has flat blocks.
+shows; not told where fewer than three shades have flat blocks on a common line: then what upper bounds leave, and
+the interval of the level holds all of it.
 Maps: in how many scans the level was taken to vary in space. Hidden counts are rescaled slice by slice and lie on no
 lattice. {told}
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from records import write_between_markers
+from records import grid, write_between_markers
 
 SCANS = {
     "GE PET, 267 slopes": ("pet/dicom_ge_discoveryst_sts001", []),
@@ -34,8 +34,18 @@ SCANS = {
 }
 TABLE = Path("docs/real_scans.md")
 HEAD = (
-    "| scan | voxels | noise found | checks failed | error left | mean | maximum | train, s | denoise, s"
-    " | memory, MiB | same grid | dciodvfy |"
+    "scan",
+    "voxels",
+    "noise found",
+    "checks failed",
+    "error left",
+    "mean",
+    "maximum",
+    "train, s",
+    "denoise, s",
+    "memory, MiB",
+    "same grid",
+    "dciodvfy",
 )
 
 
@@ -53,18 +63,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name, (path, options) in SCANS.items():
             rows.append(_row(name, Path(data) / path, Path(work), arguments, options))
-            print(rows[-1], flush=True)
+            print(" | ".join(rows[-1]), flush=True)
     command = f"python benchmarks/real_scans.py --seconds {arguments.seconds:g} --threads {arguments.threads}"
     told = f"""Written by `{command}`: the base weights, adapted to each scan. Error left:
 estimated without a clean image, in units of the noise variance. Mean and maximum: shift in per cent. dciodvfy:
 errors in the derived files that their sources lack.
 """
-    write_between_markers(
-        arguments.out, "\n".join((told, HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *rows)), "scans"
-    )
+    write_between_markers(arguments.out, f"{told}\n{grid(HEAD, rows)}", "scans")
 
 
-def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, options: list[str]) -> str:
+def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, options: list[str]) -> list[str]:
     out = work / (source.name if source.is_file() else f"{source.name}_out")
     command = [sys.executable, "-m", "n2s_med", "denoise", str(source), str(out), "--quiet", *options]
     command += ["--seconds", str(arguments.seconds), "--threads", str(arguments.threads)]
@@ -79,7 +87,7 @@ def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, opt
     )
     lags = "/".join(f"{lag:.2f}" for lag in figures["noise"]["neighbour_correlation"])
     quantities, resources = figures["quantities"], figures["resources"]
-    cells = [
+    return [
         name,
         f"{resources['voxels']:,}",
         f"{figures['noise']['law']} ({noise}; neighbours {lags})",
@@ -93,7 +101,6 @@ def _row(name: str, source: Path, work: Path, arguments: argparse.Namespace, opt
         "yes" if _same_grid(source, out) else "NO",
         _new_errors(source, out),
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _read(path: Path) -> sitk.Image:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Repeats against noise estimates from one scan: a GE fMRI phantom, and a simulated CT dose series with its truth.
+"""Repeats against noise estimates from one scan: MR with repeats, and a simulated CT dose series with its truth.
 
     N2S_DATA=/path/to/data python benchmarks/repeats.py [--adapt 0]
 
@@ -28,6 +28,7 @@ import SimpleITK as sitk
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from records import grid
 
 from n2s_med.atomic import whole
 from n2s_med.compute import set_threads
@@ -37,11 +38,16 @@ from n2s_med.volumes import read
 
 Array = NDArray[np.floating[Any]]
 
-FMRI = "mr/dicom_ge_architect_fmri_4d_classic"
+REPEATS = {
+    "GE fMRI phantom, 3 repeats": ("mr/dicom_ge_architect_fmri_4d_classic", "repeats_fmri"),
+    "EPI of a head, 2 repeats": ("nifti_small/nibabel/example4d.nii.gz", "repeats_epi"),
+}
+"""Scans with repeats, and the names of their pictures."""
+
 DOSES = "ct_dose_simulated/lcd_ct/fbp"
 OFFSET_HU = 1000
 INSIDE = 0.15
-"""The phantom is where the mean of the repeats is above this share of its bright end."""
+"""The object is where the mean of the repeats is above this share of its bright end."""
 
 FLAT_HU = 1.0
 """A region of the CT phantom is flat where its truth changes by less than this to all neighbours."""
@@ -58,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     set_threads(options.threads)
     with tempfile.TemporaryDirectory() as work:
-        fmri = _fmri(Path(root) / FMRI, Path(work), options)
+        repeated = [
+            _repeated(name, Path(root) / source, Path(work), options, picture)
+            for name, (source, picture) in REPEATS.items()
+        ]
         ct = _ct(Path(root) / DOSES, Path(work), options)
     with whole(options.out, overwrite=True) as partial:
-        partial.write_text(_page(fmri, ct, options), encoding="utf-8")
+        partial.write_text(_page([*repeated, *ct], options), encoding="utf-8")
     return 0
 
 
@@ -85,14 +94,14 @@ def _denoise(source: Path, out: Path, options: argparse.Namespace, modality: str
     return {**report["figures"], "passed": [v["passed"] for v in report["verdicts"]]}
 
 
-# -- fMRI phantom ----------------------------------------------------------------------------------------
+# -- MR with repeats -------------------------------------------------------------------------------------
 
 
-def _fmri(source: Path, work: Path, options: argparse.Namespace) -> list[str]:
+def _repeated(name: str, source: Path, work: Path, options: argparse.Namespace, picture: str) -> list[str]:
     """One line of the table, and its picture."""
     y = read(source).volumes[0].as_tensor().numpy()
-    out = work / "fmri"
-    told = _denoise(source, out, options)
+    out = work / (f"{picture}.nii.gz" if source.is_file() else picture)
+    told = _denoise(source, out, options, "mr")
     x_hat = read(out).volumes[0].as_tensor().numpy()
     mean = y.mean(0)
     inside = mean > INSIDE * np.quantile(mean, 0.99)
@@ -100,11 +109,11 @@ def _fmri(source: Path, work: Path, options: argparse.Namespace) -> list[str]:
     _picture(
         [y[0], x_hat[0], y[0] - x_hat[0]],
         ["first repeat", "denoised", "difference"],
-        options.figures / "repeats_fmri.png",
+        options.figures / f"{picture}.png",
     )
     noise = told["noise"]
     return [
-        "GE fMRI phantom, 3 repeats",
+        name,
         noise["law"],
         f"{between:.2f}" if between else "none: the files repeat the same values",
         f"{_level_at(noise, float(np.median(mean[inside]))):.2f}",
@@ -257,22 +266,23 @@ HEAD = (
 )
 
 
-def _page(fmri: list[str], ct: list[list[str]], options: argparse.Namespace) -> str:
-    table = "\n".join("| " + " | ".join(line) + " |" for line in (HEAD, ["---"] * len(HEAD), fmri, *ct))
+def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
     return f"""\
 # Repeats and a dose series
 
 Written by `python benchmarks/repeats.py --adapt {options.adapt:g} --realisations {options.realisations}`.
-Noise between repeats: in the fMRI phantom from
-the differences of successive repeats (robustly), in the CT series the SD over the realisations where the truth is flat.
-From one scan: what `n2s-med denoise` found, at the median intensity of the phantom; for the CT the mean over the
+Noise between repeats: of MR from the
+differences of successive repeats (robustly), in the CT series the SD over the realisations where the truth is flat.
+From one scan: what `n2s-med denoise` found, at the median intensity of the object; for the CT the mean over the
 realisations. Noise left: SD between the denoised repeats over that of the noisy ones. Error left, in noise variances:
 told by Stein's estimate without a truth, and true where there is one. The CT is simulated (MITA-LCD, filtered
 backprojection); each realisation is denoised alone, as a single slice.
 
-{table}
+{grid(HEAD, rows)}
 
 ![GE fMRI phantom](figures/repeats_fmri.png)
+
+![EPI of a head](figures/repeats_epi.png)
 
 ![CT at the lowest dose](figures/repeats_ct.png)
 """

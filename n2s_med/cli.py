@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from n2s_med.batch import Layout
     from n2s_med.compute import Compute
     from n2s_med.jobs.denoise import DenoiseJob
+    from n2s_med.jobs.level_free import LevelByScore
     from n2s_med.jobs.noise import NoiseRequest
     from n2s_med.score import ScoreModel
     from n2s_med.training import TrainingConfig
@@ -164,6 +165,25 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _measure(arguments: argparse.Namespace) -> int:
+    import json
+
+    from n2s_med.compute import set_threads
+    from n2s_med.jobs.measure import MeasureJob
+
+    set_threads(arguments.threads)
+    measured = []
+    for label, choice in MeasureJob(arguments.input, arguments.modality, _noise(arguments)).run(_say):
+        for warning in choice.warnings:
+            _say(f"warning: {label}: {warning}")
+        measured.append({"scan": label, **choice.figures()})
+        if not arguments.json:
+            print(f"{label}\n  {choice.sentence}", flush=True)
+    if arguments.json:
+        print(json.dumps(measured, indent=2))
+    return 0
+
+
 # -- options -------------------------------------------------------------------------------------------
 
 
@@ -204,7 +224,17 @@ def _noise(arguments: argparse.Namespace) -> NoiseRequest:
     from n2s_med.jobs.noise import NoiseRequest
 
     given = {level: getattr(arguments, level) for level in LEVELS if getattr(arguments, level) is not None}
-    return NoiseRequest(arguments.noise, given, arguments.correlation, arguments.rician)
+    by_score = None if arguments.estimator == "blocks" else _level_by_score(arguments)
+    return NoiseRequest(arguments.noise, given, arguments.correlation, arguments.rician, by_score)
+
+
+def _level_by_score(arguments: argparse.Namespace) -> LevelByScore:
+    from n2s_med.jobs.level_free import TRAINING, LevelByScore
+
+    config = replace(TRAINING, seed=arguments.seed or 0)
+    if arguments.estimator_seconds is not None:
+        config = replace(config, seconds=arguments.estimator_seconds)
+    return LevelByScore(arguments.estimator, config, arguments.device, arguments.quiet)
 
 
 def _adaptation(arguments: argparse.Namespace) -> tuple[TrainingConfig, bool]:
@@ -334,6 +364,14 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("input", type=Path, metavar="INPUT")
     inspect.add_argument("--json", action="store_true", help="as JSON")
 
+    noise = commands.add_parser("noise", help="measure the noise of a scan: law, level, variation, correlation")
+    noise.set_defaults(run=_measure)
+    noise.add_argument("input", type=Path, metavar="INPUT", help="NIfTI file, DICOM file or folder")
+    noise.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
+    noise.add_argument("--json", action="store_true", help="as JSON")
+    _add_noise(noise)
+    _add_machine(noise.add_argument_group("machine"))
+
     for command in (train, base):
         command.add_argument("--out", type=Path, required=True, help="folder for the model; a killed run resumes there")
         command.add_argument("--no-track", action="store_true", help="do not record the run with MLflow")
@@ -357,7 +395,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_denoising(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, help="model to use, as it is; by default the base weights, adapted")
+    known = "model to use as it is, or base-3d-small, smaller base weights; by default the base weights, adapted"
+    command.add_argument("--model", type=Path, help=known)
     command.add_argument("--adapt", type=_seconds, metavar="SECONDS", help="time to adapt the model; 0 for none")
     command.add_argument("--from-scratch", action="store_true", help="train a new network on the scan alone")
     command.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
@@ -388,6 +427,13 @@ def _add_noise(command: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{level}", type=float, help=f"{level} of the law, in units of the scan")
     group.add_argument("--correlation", choices=("auto", "white"), default="auto", help="estimate it, or take none")
     group.add_argument("--rician", choices=("auto", "off"), default="auto", help="correct the bias of MR magnitude")
+    group.add_argument(
+        "--estimator",
+        choices=("blocks", "search", "two-perturbations"),
+        default="blocks",
+        help="of the level: on flat blocks, in seconds (default), or as published, by a score learned for it alone",
+    )
+    group.add_argument("--estimator-seconds", type=_seconds, help="time to learn that score (default: 60)")
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:
@@ -396,11 +442,15 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=_positive, help="step budget of training, instead of a time budget")
     group.add_argument("--config", type=Path, help="JSON file of training keys")
     group.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one training key")
+    group.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
+    group.add_argument("--overwrite", action="store_true", help="replace what exists")
+    _add_machine(group)
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, help="seed of everything random (default: 0)")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
-    group.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores of this process)")
-    group.add_argument("--overwrite", action="store_true", help="replace what exists")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

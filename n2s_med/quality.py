@@ -153,8 +153,9 @@ def verdicts(
         _verdict(
             "maximum",
             _peak_shift(y, x_hat, valid, noise),
-            (-4.0, 1.0),
-            "the highest value falls, as its share of noise goes, and by no more than four noise standard deviations",
+            (-4.0, max(1.0, 2 * max(figures.risk, 0.0) ** 0.5)),
+            "the highest value falls, as its share of noise goes, by no more than four noise standard deviations, and"
+            " rises by no more than one or twice the error that remains",
         ),
     ]
 

@@ -21,7 +21,7 @@ from n2s_med.jobs.train import TrainJob
 from n2s_med.report import Verdict
 from n2s_med.training import ADAPTATION, TrainingConfig
 
-COMMANDS = ("denoise", "batch", "bids", "train", "train-base", "inspect")
+COMMANDS = ("denoise", "batch", "bids", "train", "train-base", "inspect", "noise")
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,16 @@ def test_a_lost_maximum_fails() -> None:
     assert failed(y, x, ScanNoise(Gaussian(3.0), WHITE), risk=0.0) == {"maximum"}
 
 
+def test_a_raised_maximum_fails_unless_its_error_explains_it() -> None:
+    """One voxel is known to the error that remains, no better."""
+    x, y = smooth()
+    x = x.clone()
+    x[20, 20, 20] = y.max() + 1.3 * 3.0
+    noise = ScanNoise(Gaussian(3.0), WHITE)
+    assert "maximum" in failed(y, x, noise, risk=0.1)
+    assert "maximum" not in failed(y, x, noise, risk=0.5)
+
+
 # -- quantities ----------------------------------------------------------------------------------------
 
 

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import ConfigurationError, InputError
+from n2s_med.jobs.level_free import LevelByScore
 from n2s_med.modalities import Modality
 from n2s_med.noise import LAWS, law_named
 from n2s_med.noise.base import require_nonnegative
+from n2s_med.noise.by_score import SOLUTIONS, published
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.estimate import Estimate, estimate
 from n2s_med.noise.lattice import quantum_of
+from n2s_med.noise.points import STEEPEST
 from n2s_med.noise.rician import rician_amplitude
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.report import JSONValue
@@ -44,12 +47,15 @@ class NoiseRequest:
         ``"auto"`` estimates it, ``"white"`` takes none.
     rician
         ``"auto"`` corrects MR magnitude for its Rician bias where it is low enough to have one, ``"off"`` never.
+    by_score
+        The published method that finds the level; ``None`` finds it on flat blocks.
     """
 
     law: str = AUTO
     parameters: Mapping[str, float] = field(default_factory=dict)
     correlation: Literal["auto", "white"] = "auto"
     rician: Literal["auto", "off"] = "auto"
+    by_score: LevelByScore | None = None
 
     def __post_init__(self) -> None:
         if self.law == AUTO and self.parameters:
@@ -57,6 +63,12 @@ class NoiseRequest:
             raise ConfigurationError(f"{given} was given without its law", remedy="name it with --noise")
         if self.parameters or self.law not in (AUTO, *LAWS):
             law_named(self.law, **self.parameters)  # unknown laws and parameters fail before anything is read
+        if self.by_score and self.parameters:
+            raise ConfigurationError(
+                "the level was given, and an estimator of the level too", remedy="leave out one of them"
+            )
+        if self.by_score and self.law != AUTO:
+            published(self.law, SOLUTIONS)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class NoiseChoice:
             out["level_interval_95"] = list(found.level_interval)
             out["measured_power"] = found.power
             out["measured_power_interval_95"] = list(found.power_interval)
+            out["power_told"] = found.power_told
             out["neighbour_correlation"] = list(found.neighbour_correlation)
             out["misfit_by_law"] = dict(found.misfit)
             out["flat_blocks"] = found.blocks
@@ -124,7 +137,9 @@ def choose_noise(
         If the volume lies outside the domain of a law that was asked for by name.
     """
     if request.law != AUTO and request.parameters:
-        return _given(y, valid, spacing_mm, request)
+        choice = _given(y, valid, spacing_mm, request, "as given")
+        rician, told_so = _rician(y, valid, choice.noise, modality, request)
+        return replace(choice, warnings=(*choice.warnings, *told_so), rician=rician)
     signed = bool((y[valid] < 0).any())
     if signed and request.law != AUTO and LAWS[request.law].fixed_power != 0:
         require_nonnegative(request.law, y[valid])
@@ -133,6 +148,8 @@ def choose_noise(
         wanted: str | None = request.law
     else:
         wanted = "gaussian" if signed else default
+    if request.by_score:
+        return _by_score(y, valid, spacing_mm, modality, replace(request, law=wanted or "gaussian"))
     found = _estimate(y, valid, spacing_mm, wanted, modality)
     warnings = []
     if request.law == AUTO and signed and default not in (None, "gaussian"):
@@ -140,7 +157,9 @@ def choose_noise(
             f"The {default} law that is usual for this modality admits no negative values, and the scan has"
             " some: the gaussian law was taken."
         )
-    if not found.fits and found.better_law:
+    if not found.fits and found.better_law and request.law == AUTO and modality is not None and modality.magnitude:
+        warnings.append(_texture(found))
+    elif not found.fits and found.better_law:
         told = _poor_fit(found, found.better_law)
         if request.law == AUTO:
             found = _estimate(y, valid, spacing_mm, found.better_law, modality)
@@ -154,14 +173,16 @@ def choose_noise(
             f" {found.noise.law.name} law over the intensities of the scan, and no other law fits better:"
             " the noise varies in space, or structure hides it."
         )
+    if found.rough:
+        warnings.append(
+            "No part of the scan is flat: the level found is an upper bound, as structure is in it, and the law is not"
+            " told. Give the level if you know it."
+        )
     noise = found.noise
     if request.correlation == "white":
         noise = replace(noise, correlation=Correlation.white(noise.correlation.kernel.ndim))
-    dark = _rician_share(y, valid, noise, modality)
-    rician = dark >= RICIAN_SHARE and request.rician == "auto"
-    if dark >= RICIAN_SHARE:
-        warnings.append(_rician_told(dark, rician))
-    return NoiseChoice(noise, found, _sentence(found, noise), tuple(warnings), rician)
+    rician, told_so = _rician(y, valid, noise, modality, request)
+    return NoiseChoice(noise, found, _sentence(found, noise), (*warnings, *told_so), rician)
 
 
 def _estimate(
@@ -178,8 +199,26 @@ def _image(volume: Tensor) -> Tensor:
     return volume[..., 0] if volume.shape[-1] == 1 else volume
 
 
-def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: NoiseRequest) -> NoiseChoice:
-    """The law and level that the user gives; only the correlation is estimated."""
+def _by_score(
+    y: Tensor, valid: Tensor, spacing_mm: Sequence[float], modality: Modality | None, request: NoiseRequest
+) -> NoiseChoice:
+    """The level by a published method; the correlation, of which they know nothing, as ever."""
+    assert request.by_score is not None
+    image, method = _image(y), request.by_score.method
+    found = request.by_score(image, _image(valid), spacing_mm[: image.ndim], request.law)
+    power = f"; the power by two perturbations is {found.power:.2f}" if found.power == found.power else ""
+    told = f"by {method}, which gives no interval{power}"
+    choice = _given(y, valid, spacing_mm, replace(request, parameters=found.law.parameters, by_score=None), told)
+    cost = (
+        f"A score was learned in {found.steps} steps for the level alone. {method} takes posterior variance for noise:"
+        " its level is too high where little of the scan is flat."
+    )
+    rician, told_so = _rician(y, valid, choice.noise, modality, request)
+    return replace(choice, warnings=(*choice.warnings, cost, *told_so), rician=rician)
+
+
+def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: NoiseRequest, whence: str) -> NoiseChoice:
+    """The law and level of the request; only the correlation is estimated."""
     law = law_named(request.law, **request.parameters)
     law.check(y[valid])
     found, correlation, warnings = None, Correlation.white(_image(y).ndim), []
@@ -192,19 +231,27 @@ def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: Noise
     quantum = quantum_of(y[valid], law)
     floor = -math.inf if quantum or found is None else found.noise.floor
     noise = ScanNoise(law, correlation, quantum, floor)
-    return NoiseChoice(noise, found, f"{law}, as given; {_correlation(noise)}", tuple(warnings))
+    return NoiseChoice(noise, found, f"{law}, {whence}; {_correlation(noise)}", tuple(warnings))
 
 
 def _sentence(found: Estimate, noise: ScanNoise) -> str:
     low, high = found.level_interval
     level = "whole counts" if noise.quantum else f"level within {low:.3g} to {high:.3g} of it (95 %)"
     fit = f"fit to {found.misfit[noise.law.name]:.0%}"
-    power = f", variance follows intensity to the power {found.power:.2f}" if found.power == found.power else ""
+    power = "" if math.isnan(found.power) else f", {_power(found)}"
     space = ""
     if found.variation:
         least, most = found.variation
         space = f"; its SD varies over the volume, {least:.2f} to {most:.2f} of the middle one"
     return f"{noise.law}, estimated, {level}; {fit}{power}{space}; {_correlation(noise)}"
+
+
+def _power(found: Estimate) -> str:
+    if found.power_told:
+        return f"variance follows intensity to the power {found.power:.2f}"
+    low, high = (min(max(end, 0.0), STEEPEST) for end in found.power_interval)
+    taken = f", taken as {found.power:.2f}" if found.noise.law.fixed_power is None else ""
+    return f"the power of the intensity that variance follows is not told ({low:.2g} to {high:.2g}{taken})"
 
 
 def _correlation(noise: ScanNoise) -> str:
@@ -220,6 +267,25 @@ def _poor_fit(found: Estimate, better: str) -> str:
         f" with the intensity to the power {found.power:.2f}. The {better} law fits better"
         f" (to about {found.misfit[better]:.0%})."
     )
+
+
+def _texture(found: Estimate) -> str:
+    return (
+        f"Where this scan looks flat its variance goes with the intensity to the power {found.power:.2f}, and noise of"
+        " MR does not: that is texture. The level found is an upper bound, perhaps far above the noise, and fine detail"
+        " may go with it. Give --sigma if you know it."
+    )
+
+
+def _rician(
+    y: Tensor, valid: Tensor, noise: ScanNoise, modality: Modality | None, request: NoiseRequest
+) -> tuple[bool, list[str]]:
+    """Whether the denoised scan is to be corrected for its Rician bias, and what is to be said of it."""
+    dark = _rician_share(y, valid, noise, modality)
+    if dark < RICIAN_SHARE:
+        return False, []
+    corrected = request.rician == "auto"
+    return corrected, [_rician_told(dark, corrected)]
 
 
 def _rician_share(y: Tensor, valid: Tensor, noise: ScanNoise, modality: Modality | None) -> float:

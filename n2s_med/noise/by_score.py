@@ -4,8 +4,9 @@
 of a grid, and the level of least penalty is taken. *Two perturbations* (Kim, Kwon & Ye, CVPR 2022): two noisy
 images that differ by next to nothing have the same estimate, so their two scores give the level in closed form.
 
-Both need the score of the data itself, ``score(y) = ∇_y log p(y)`` per unit of ``y``. Both read the posterior
-variance as noise: exact where the score knows the clean value for certain, they give too high a level elsewhere.
+Both need the score of the data itself, ``score(y) = ∇_y log p(y)`` per unit of ``y``; NaN is padding. Both
+read the posterior variance as noise: exact where the score knows the clean value for certain, they give too high a
+level elsewhere.
 :func:`n2s_med.noise.estimate.estimate` needs no score and is what the package uses by default.
 """
 
@@ -58,7 +59,7 @@ class Search:
 
 def total_variation(x: Tensor) -> Tensor:
     """Mean absolute difference of neighbours, summed over the axes."""
-    return torch.stack([x.diff(dim=axis).abs().mean() for axis in range(x.ndim) if x.shape[axis] > 1]).sum()
+    return torch.stack([x.diff(dim=axis).abs().nanmean() for axis in range(x.ndim) if x.shape[axis] > 1]).sum()
 
 
 def _gaussian_penalty(x_hat: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001 - one signature for all
@@ -109,8 +110,8 @@ def search(y: Tensor, score: Score, law: str) -> NoiseModel:
     InputError
         If the image has no positive value, by which it is scaled.
     """
-    settings = SEARCHES[_published(law, SEARCHES)]
-    scale = float(y.max())
+    settings = SEARCHES[published(law, SEARCHES)]
+    scale = float(y[~y.isnan()].max())
     if not scale > 0:
         raise InputError("the search scales an image by its maximum, which is not positive", remedy="use blocks")
     scaled, scaled_score = y / scale, score(y) * scale
@@ -148,7 +149,7 @@ def two_perturbations(y: Tensor, score: Score, law: str, *, seed: int = 0) -> No
     InputError
         If at no voxel the two scores agree with such noise.
     """
-    solve = SOLUTIONS[_published(law, SOLUTIONS)]
+    solve = SOLUTIONS[published(law, SOLUTIONS)]
     epsilon = _perturbation(y, seed)
     found = solve(y, epsilon, score(y + epsilon) - score(y))
     found = found[torch.isfinite(found) & (found > 0)]
@@ -173,10 +174,11 @@ def power_by_two_perturbations(y: Tensor, score: Score, *, seed: int = 0) -> flo
 
 def _perturbation(y: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return PERTURBATION * y.std() * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    return PERTURBATION * y[~y.isnan()].std() * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
 
-def _published(law: str, methods: Mapping[str, object]) -> str:
+def published(law: str, methods: Mapping[str, object]) -> str:
+    """The law, or :class:`ConfigurationError` where these methods are not for it."""
     if law not in methods:
         raise ConfigurationError(
             f"this estimator was published for {', '.join(methods)}, not for {law}",

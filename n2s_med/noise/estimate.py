@@ -20,7 +20,7 @@ from n2s_med.errors import ConfigurationError
 from n2s_med.noise import LAWS
 from n2s_med.noise.blocks import FEWEST_BLOCKS, FINE_EDGE, blocks_of, require_enough
 from n2s_med.noise.correlation import Correlation
-from n2s_med.noise.curve import Curve, law_fits, power_interval
+from n2s_med.noise.curve import NO_POWER, Curve, misfits, power_of
 from n2s_med.noise.lattice import lattice_near, quantum_of
 from n2s_med.noise.level import level_of
 from n2s_med.noise.points import Points
@@ -45,16 +45,22 @@ class Estimate:
     noise
         Law with its level (a map where it varies), and correlation.
     level_interval
-        95 % interval of the level over the level itself, such as (0.97, 1.03).
+        95 % interval of the level over the level itself, such as (0.97, 1.03); of a law whose exponent is measured
+        too, that of the variance at the mean intensity.
     power, power_interval
-        Exponent of the variance function measured on the scan, and its 95 % interval: all that laws admit where
-        flat blocks span too few intensities; NaN where the scan admits no such function (negative intensities).
+        Exponent of the variance function measured on the scan, and its 95 % interval; NaN where the scan admits no
+        such function (negative intensities).
+    power_told
+        Whether flat blocks of several intensities tell the exponent. Else its interval is all that the variances of
+        the other blocks, which are upper bounds, leave.
     misfit
         For each law that the scan admits, the RMS deviation of log variance from it over the intensities.
     neighbour_correlation
         Correlation of the noise of neighbouring voxels along each axis.
     blocks
         Number of flat blocks behind the figures.
+    rough
+        Whether no part of the scan is flat: the level is an upper bound then, and the law is not told.
     variation
         5th and 95th percentile over the volume of the noise's standard deviation, relative to the median, where
         it varies in space; else ``None``.
@@ -64,9 +70,11 @@ class Estimate:
     level_interval: tuple[float, float]
     power: float
     power_interval: tuple[float, float]
+    power_told: bool
     misfit: Mapping[str, float]
     neighbour_correlation: tuple[float, ...]
     blocks: int
+    rough: bool
     variation: tuple[float, float] | None = None
 
     @property
@@ -123,7 +131,7 @@ def estimate(
     spectrum = noise_spectrum(blocks, signed)
     points = usable(blocks, spectrum.power, magnitude)
     finer = points
-    if not signed and Curve.of(shades(points)).is_narrow:
+    if not signed and Curve.of(shades(points)).has_few_shades:
         small = blocks_of(y, valid, spacing_mm, generator, FINE_EDGE)
         if len(small) >= FEWEST_BLOCKS:
             finer = usable(small, noise_spectrum(small, signed).power, magnitude)
@@ -133,9 +141,10 @@ def estimate(
         spectrum = noise_spectrum(blocks.less(variation), signed)
         points = usable(blocks, spectrum.power, magnitude)
         finer = points if alone else finer
-    fits = law_fits(finer, variation, signed)
-    chosen = law or min(fits.misfit, key=fits.misfit.__getitem__)
-    level = level_of(points, chosen, fits.power, variation, blocks.shape, generator)
+    power = NO_POWER if signed else power_of(finer, variation, blocks.shape, generator)
+    misfit = misfits(finer, power, variation)
+    chosen = law or min(misfit, key=misfit.__getitem__)
+    level = level_of(points, chosen, power, variation, blocks.shape, generator, float(y[valid].mean()))
     found, level_interval, spread = level.law(chosen), level.interval(chosen), level.spread
     if found.quantum and (width := lattice_near(y[valid], found.quantum)):
         found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
@@ -145,11 +154,13 @@ def estimate(
     return Estimate(
         noise=ScanNoise(found, correlation, quantum, floor),
         level_interval=level_interval,
-        power=fits.power,
-        power_interval=(math.nan, math.nan) if signed else power_interval(finer, variation, blocks.shape, generator),
-        misfit=fits.misfit | ({chosen: fits.misfit.get(chosen, math.inf)}),
+        power=power.value,
+        power_interval=power.interval,
+        power_told=power.told,
+        misfit=misfit | ({chosen: misfit.get(chosen, math.inf)}),
         neighbour_correlation=neighbours,
         blocks=level.blocks,
+        rough=points.rough,
         variation=spread,
     )
 
@@ -158,13 +169,15 @@ def _variation(
     points: Points, finer: Points, signed: bool, shape: tuple[int, ...], edges: Sequence[int], seed: int
 ) -> Variation:
     """How the level varies in space beyond what a power of the intensity explains."""
-    power = 0.0 if signed else Curve.of(shades(finer)).power()
-    found = variation_of(flat_for(points, power), power, shape, edges, seed)
-    if signed or found.is_constant:
+    if signed:
+        return variation_of(flat_for(points, 0.0), 0.0, shape, edges, seed)
+    curve = Curve.of(shades(finer))
+    found = variation_of(flat_for(curve.telling(points), curve.power), curve.power, shape, edges, seed)
+    if found.is_constant:
         return found
-    power = Curve.of(shades(finer.less(found))).power()
+    curve = Curve.of(shades(finer.less(found)))
     again = {found.intervals: (0,) * len(shape)}
-    return variation_of(flat_for(points, power), power, shape, edges, seed, again)
+    return variation_of(flat_for(curve.telling(points), curve.power), curve.power, shape, edges, seed, again)
 
 
 def _correlation(found: Correlation, edges: Sequence[int]) -> tuple[Correlation, tuple[float, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from n2s_med.noise import LAWS, NoiseModel
 from n2s_med.noise.blocks import require_enough
-from n2s_med.noise.curve import exponent
+from n2s_med.noise.curve import Power, exponent
 from n2s_med.noise.points import Points
 from n2s_med.noise.usable import flat_for
 from n2s_med.noise.variation import Variation, fitted
@@ -22,11 +23,11 @@ BEYOND_CHANCE = 0.025
 
 @dataclass(frozen=True)
 class Level:
-    """Level of a law: log of the noise variance over ``mean**rho``, its error, and its variation in space."""
+    """Level of a law: log of the noise variance over ``mean**rho``, what it may be less and more, its variation."""
 
     rho: float
     log_dispersion: float
-    error: float
+    range: tuple[float, float]
     field: Tensor | None
     blocks: int
 
@@ -36,7 +37,7 @@ class Level:
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of the law's level over the level."""
-        laws = [LAWS[name].of_dispersion(self.rho, math.exp(self.log_dispersion + k * self.error)) for k in (0, -2, 2)]
+        laws = [LAWS[name].of_dispersion(self.rho, math.exp(self.log_dispersion + off)) for off in (0, *self.range)]
         found, *ends = (list(law.parameters.values())[-1] for law in laws)
         return min(ends) / found, max(ends) / found
 
@@ -49,9 +50,20 @@ class Level:
 
 
 def level_of(
-    points: Points, law: str, power: float, variation: Variation, edges: Sequence[int], generator: torch.Generator
+    points: Points,
+    law: str,
+    power: Power,
+    variation: Variation,
+    edges: Sequence[int],
+    generator: torch.Generator,
+    typical: float,
 ) -> Level:
-    rho = exponent(law, power)
+    """Level of a law, where the flat blocks' variances over its variance function gather.
+
+    Its interval is that of the variance at the intensity ``typical``: where the exponent was measured, its error is
+    part of it.
+    """
+    rho = exponent(law, power.value)
     used = flat_for(points, rho)
     require_enough(len(used))
     field = None
@@ -62,8 +74,23 @@ def level_of(
         middle = float(field.median())
         field -= middle
         used = used.less(variation, middle)
-    centre = used.settled(rho)
-    draws = torch.stack([drawn.settled(rho) for drawn in used.resampled(edges, generator)])
-    between = torch.stack([b.settled(rho) for b in used.bins()])
-    error = math.hypot(float(draws.std()), float(between.std()) / math.sqrt(len(between)), BEYOND_CHANCE)
-    return Level(rho, float(centre), error, field, len(used))
+    centre = float(used.settled(rho))
+    away = math.log(typical) if typical > 0 else 0.0
+    free = LAWS[law].fixed_power is None and not math.isnan(power.value)
+    drawn = used.resampled(edges, generator)
+    rhos = [exponent(law, value) for value in power.draws] if free and power.told else [rho] * len(drawn)
+    draws = [float(part.settled(own)) + own * away for part, own in zip(drawn, rhos, strict=True)]
+    between = [float(b.settled(rho)) for b in used.bins()]
+    errors = [statistics.stdev(draws), _error_of_mean(between), BEYOND_CHANCE]
+    ends = [0.0]
+    if free and power.told:
+        at, error = power.error_at
+        errors.append(error * abs(away - at))
+    elif free:
+        ends += [float(used.settled(end)) - centre + (end - rho) * away for end in power.interval]
+    error = 2 * math.hypot(*errors)
+    return Level(rho, centre, (min(ends) - error, max(ends) + error), field, len(used))
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))

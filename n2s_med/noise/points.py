@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class Points:
         Centre in voxels, shape (B, axes).
     degrees
         Degrees of freedom of each variance.
+    rough
+        Whether none is flat, and those called so are the least rough ones: their variances are upper bounds.
     """
 
     mean: Tensor
@@ -85,14 +87,15 @@ class Points:
     skewness: Tensor
     centre: Tensor
     degrees: float
+    rough: bool = False
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def where(self, keep: Tensor) -> Points:
         """Those that ``keep`` (a mask or indices) selects."""
-        tensors = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "degrees"}
-        return Points(**tensors, degrees=self.degrees)
+        kept: dict[str, Any] = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.type == "Tensor"}
+        return replace(self, **kept)
 
     @property
     def scatter(self) -> float:
@@ -102,8 +105,10 @@ class Points:
     @classmethod
     def joined(cls, parts: Sequence[Points]) -> Points:
         """All of them together."""
-        tensors = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.name != "degrees"}
-        return cls(**tensors, degrees=parts[0].degrees)
+        tensors: dict[str, Any] = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.type == "Tensor"
+        }
+        return replace(parts[0], **tensors)
 
     def resampled(self, edges: Sequence[int], generator: torch.Generator) -> list[Points]:
         """Bootstrap by regions of the volume, for blocks of these edges."""

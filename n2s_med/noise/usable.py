@@ -35,7 +35,8 @@ def usable(blocks: Blocks, power: Tensor, magnitude: bool) -> Points:
     points = points_of(blocks, power)
     if int(points.flat.sum()) < ENOUGH:
         count = min(len(points), max(ENOUGH, int(LEAST_STRUCTURE * len(points))))
-        points = replace(points, flat=points.structure <= points.structure.sort().values[count - 1])
+        least = points.structure.sort().values[count - 1]
+        points = replace(points, flat=points.structure <= least, rough=True)
     return _above_noise_floor(points) if magnitude else points
 
 

@@ -56,6 +56,13 @@ def test_without_a_modality_the_best_fit_is_taken(law: NoiseModel) -> None:
     assert chosen(scan(law)).noise.law.variance_power == pytest.approx(law.variance_power, abs=0.2)
 
 
+def test_variance_that_grows_with_the_intensity_of_mr_is_texture_not_another_law() -> None:
+    choice = chosen(scan(Gamma(40.0)), "mr")
+    assert choice.noise.law.name == "gaussian"
+    (warning,) = (w for w in choice.warnings if "that is texture" in w)
+    assert "upper bound" in warning
+
+
 def test_where_the_modality_s_law_fits_poorly_a_better_one_is_taken_and_told() -> None:
     choice = chosen(scan(Gamma(40.0)), "ct")
     assert choice.noise.law.name in ("gamma", "tweedie")
@@ -170,6 +177,9 @@ def test_the_rician_bias_is_taken_off_the_denoised_scan() -> None:
     off = chosen(magnitude, "mr", NoiseRequest(rician="off"))
     assert any("that bias stays" in told for told in off.warnings)
     assert off.corrected(mean, valid) is mean
+    given = chosen(magnitude, "mr", NoiseRequest("gaussian", {"sigma": 9.0}))
+    assert any("is corrected for that bias" in told for told in given.warnings)
+    torch.testing.assert_close(given.corrected(mean, valid)[:24], found[:24], rtol=0.05, atol=0.5)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,37 @@ def test_power_on_few_shades_of_small_organs() -> None:
         assert found(law.sample(x, seeded(3)), "tweedie").power == pytest.approx(law.variance_power, abs=0.15)
 
 
+def test_structure_tells_no_exponent() -> None:
+    """The inside of the sharp brain is texture: the interval of the exponent, and that of the level, hold the truth."""
+    x, law = 0.02 + 0.98 * brain() / brain().max(), Tweedie(1.5, 0.01)
+    y = law.sample(x, seeded(3))
+    result = found(y, "tweedie")
+    assert not result.power_told
+    assert result.power_interval[0] <= law.variance_power <= result.power_interval[1] < 2
+    ratio = float(result.noise.law.variance(y.mean()) / law.variance(y.mean()))
+    assert result.level_interval[0] * ratio < 1 < result.level_interval[1] * ratio
+    assert result.fits
+
+
+def test_most_shades_may_hold_structure() -> None:
+    """A trunk with correlated noise: edges of its organs pass for flat at half of the intensities."""
+    hounsfield = ct_phantom()
+    x = 0.02 + 0.98 * (hounsfield - hounsfield.min()) / (hounsfield.max() - hounsfield.min())
+    law = Tweedie(1.7, 0.02)
+    noise = law.variance(x).sqrt() * soft().color(torch.randn(x.shape, generator=seeded(1)))
+    result = found((x + noise).clamp_min(1e-6), "tweedie")
+    assert result.power_told
+    assert result.power == pytest.approx(1.7, abs=0.1)
+    assert float(result.noise.law.variance(x.mean()) / law.variance(x.mean())) == pytest.approx(1, abs=0.15)
+    assert result.fits
+
+
+def soft() -> Correlation:
+    """Neighbours along every axis correlate by 0.58."""
+    line = torch.exp(-(torch.arange(-3, 4.0) ** 2) / (2 * 0.7**2))
+    return Correlation.from_kernel(torch.einsum("i,j,k->ijk", line, line, line))
+
+
 # -- law -----------------------------------------------------------------------------------------------
 
 
@@ -437,6 +468,8 @@ def test_where_no_block_is_flat_the_least_rough_give_an_upper_bound() -> None:
     result = estimate(ramp, torch.ones_like(ramp, dtype=torch.bool), (0.5, 0.5, 5.0), "gaussian")
     assert result.variation is None
     assert 3.0 < result.noise.law.parameters["sigma"] < float(ramp.std())
+    assert result.rough
+    assert result.better_law is None
 
 
 # -- parts ---------------------------------------------------------------------------------------------
