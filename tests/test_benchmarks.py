@@ -185,6 +185,43 @@ def test_a_clean_file_is_scaled_and_named_by_its_name(quality: ModuleType, clean
     assert 0.02 <= float(volume.x.min()) < float(volume.x.max()) <= 1
 
 
+# -- SD map and pictures ---------------------------------------------------------------------------------
+
+
+def test_coverage_is_counted_and_written(benchmarks: None, tmp_path: Path) -> None:  # noqa: ARG001
+    coverage = importlib.import_module("sd_coverage")
+    out = tmp_path / "coverage.md"
+    assert coverage.main(["--phantom", "pet", "--crop", "24", "--columns", "g25", "--out", str(out)]) == 0
+    page = out.read_text()
+    assert page.startswith("# How far")
+    shares = [float(cell.strip(" %")) for cell in page.splitlines()[-1].split("|")[3:9]]
+    assert all(0 <= one <= two <= 100 for one, two in zip(shares[::2], shares[1::2], strict=True))
+    assert 40 < shares[0] < 95
+
+
+def test_voxels_near_edges_are_those_around_a_step(benchmarks: None) -> None:  # noqa: ARG001
+    coverage = importlib.import_module("sd_coverage")
+    x = torch.zeros(20, 20, 20)
+    x[10:] = 0.2
+    near = coverage.near_edges(x)
+    assert near[10 - coverage.NEAR : 10 + coverage.NEAR].all()
+    assert not near[: 10 - coverage.NEAR - 1].any()
+    assert not near[10 + coverage.NEAR + 1 :].any()
+
+
+def test_pictures_show_a_row_for_each_noise(benchmarks: None, tmp_path: Path) -> None:  # noqa: ARG001
+    from matplotlib.image import imread
+
+    pictures = importlib.import_module("pictures")
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    arms = ["--arms", "noisy", "--crop", "16"]
+    pictures.main([*arms, "--rows", "pet:g25", "--out", str(one)])
+    pictures.main([*arms, "--rows", "pet:g25", "ct:p05", "--out", str(two)])
+    assert imread(two).shape[0] == 2 * imread(one).shape[0]
+    with pytest.raises(SystemExit):
+        pictures.main(["--rows", "pet:none"])
+
+
 # -- speed -----------------------------------------------------------------------------------------------
 
 
