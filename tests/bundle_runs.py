@@ -116,8 +116,13 @@ def cause(error: BaseException) -> BaseException:
     return error
 
 
+def command_words(*arguments: object, module: str) -> tuple[list[str], dict[str, str]]:
+    """Words and environment that run a module in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLES.parent)}
+    return [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)], environment
+
+
 def command(folder: Path, *arguments: object, module: str = "monai.bundle") -> subprocess.CompletedProcess[str]:
     """Run a module in a process of its own, from a folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLES.parent)}
-    words = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
+    words, environment = command_words(*arguments, module=module)
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)

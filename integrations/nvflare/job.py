@@ -64,7 +64,7 @@ def _make(options: argparse.Namespace) -> None:
     for name, kept in SERVER_FILES.items():
         found = next(result.rglob(kept), None)
         if found is None:
-            raise ModelError(f"the federation kept no {name}", remedy="give --rounds 2 or more", path=result)
+            raise ModelError(f"the federation kept no {name}", remedy="see the logs of the sites there", path=result)
         state = torch.load(found, map_location="cpu", weights_only=True)["model"]
         torch.save(state, options.work / name)
         print(options.work / name)
@@ -88,6 +88,13 @@ def _path(name: str) -> Path:
     return Path(name).resolve()
 
 
+def _rounds(word: str) -> int:
+    """Number of rounds; what the last one gives is judged by no site, so of one alone there is no best."""
+    if (rounds := int(word)) < 2:
+        raise argparse.ArgumentTypeError("two at least: what a round gives is judged in the next")
+    return rounds
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=_path, required=True)
@@ -96,7 +103,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=_path, required=True, help="folder for all results")
     parser.add_argument("--clients", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=_rounds, default=3, help="two at least: a round is judged in the next")
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--steps_per_epoch", type=int, default=50)
     parser.add_argument("--patch", type=int, default=32)

@@ -12,6 +12,7 @@ import json
 import logging
 import pydoc
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def check_config() -> None:
     ConfigurationError
         For a key that does not exist or has no effect, naming the nearest that has.
     """
-    _tell_plainly()
+    _behave_as_a_command()
     workflow = _workflow()
     if workflow is None:
         raise ConfigurationError("no bundle is being initialised", remedy="call this from 'initialize' of a bundle")
@@ -66,11 +67,12 @@ def check_config() -> None:
     _check_inside(workflow, config, shipped)
 
 
-def _tell_plainly() -> None:
-    """On MONAI's command line, end the traceback of a refusal with the one line that says what to do."""
+def _behave_as_a_command() -> None:
+    """On MONAI's command line, end in order when terminated, and a refusal's traceback with what to do, in one line."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
     if main is None or main.name != "monai.bundle.__main__":
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     before = sys.excepthook
 
     def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

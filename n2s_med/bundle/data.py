@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,6 +120,15 @@ def _stamp(item: Mapping[str, Source]) -> tuple[int, int]:
     """Bytes and newest change of an item's files: a cache on disk knows by it that they are the same."""
     stats = [file.stat() for source in item.values() for file in _files(source.path)]
     return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+
+def content_hash(item: Item) -> str:
+    """SHA-256 over the files of an item's scan, in hexadecimal: it tells the data without their names."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in _files(item["image"].path) if file.is_file()):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def scan_dataset(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +15,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from n2s_med import pictures
+from n2s_med.atomic import whole
+from n2s_med.bundle.data import Item, content_hash
 from n2s_med.tracking import open_tracker
 
 
@@ -19,7 +24,8 @@ class TrackingHandler:
     """Handler that records a training: settings, data hashes, losses, clean-free figures, a picture, the model.
 
     The store is that of ``MLFLOW_TRACKING_URI``, else an SQLite file in ``directory``. The run ends as training does:
-    FINISHED, FAILED or KILLED. The picture shows one held-out block, in the unit-noise domain.
+    FINISHED, FAILED or KILLED. A training that is resumed goes on in the run that it began. The picture shows one
+    held-out block, in the unit-noise domain.
 
     Parameters
     ----------
@@ -29,12 +35,18 @@ class TrackingHandler:
         Folder of the default store.
     evaluator
         The validation engine; its metrics are recorded.
-    data
+    blocks
         The validation data set: items of :class:`~n2s_med.bundle.HeldOutd`.
+    data
+        The scans by their use, as :func:`~n2s_med.bundle.scan_items` gives them; their hashes are recorded.
     network
         The network that is kept.
     params
         Settings by name.
+    note
+        File that remembers the run for a training that resumes.
+    resume
+        Whether this one does.
     """
 
     def __init__(
@@ -43,13 +55,23 @@ class TrackingHandler:
         run_name: str,
         directory: str,
         evaluator: Engine,
-        data: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Mapping[str, Any]],
+        data: Mapping[str, Sequence[Item]],
         network: nn.Module,
         params: Mapping[str, object],
+        note: str,
+        resume: bool = False,
     ) -> None:
-        self.tracker = open_tracker(True, experiment=experiment, run_name=run_name, directory=Path(directory))
-        self.evaluator, self.data, self.network, self.params = evaluator, data, network, dict(params)
-        self.began = 0.0
+        self.note = Path(note)
+        self.tracker = open_tracker(
+            True,
+            experiment=experiment,
+            run_name=run_name,
+            directory=Path(directory),
+            run_id=_left_run(self.note) if resume else None,
+        )
+        self.evaluator, self.blocks, self.data, self.network = evaluator, blocks, data, network
+        self.params, self.began = dict(params), 0.0
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer. Give this handler first: it must see a failure before others raise it again."""
@@ -62,8 +84,23 @@ class TrackingHandler:
     def _start(self) -> None:
         self.began = time.perf_counter()
         self.tracker.__enter__()
-        hashes = {f"data.{index}": item["image"]["fingerprint"] for index, item in enumerate(self.data)}
-        self.tracker.params({**self.params, **hashes})
+        self.note.parent.mkdir(parents=True, exist_ok=True)
+        with whole(self.note, overwrite=True) as partial:
+            partial.write_text(json.dumps({"run_id": self.tracker.run_id}), encoding="utf-8")
+        self.tracker.params({**self.params, **self._data_version()})
+
+    def _data_version(self) -> dict[str, object]:
+        """Number of scans and their hash, by use; the hash of each goes into ``data.json``."""
+        hashes = {use: [content_hash(item) for item in items] for use, items in self.data.items()}
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "data.json"
+            file.write_text(json.dumps(hashes, indent=2), encoding="utf-8")
+            self.tracker.artifact(file)
+        told = dict[str, object]()
+        for use, each in hashes.items():
+            told[f"data.{use}.scans"] = len(each)
+            told[f"data.{use}.sha256"] = hashlib.sha256("".join(sorted(each)).encode()).hexdigest()
+        return told
 
     def _loss(self, engine: Engine) -> None:
         output: Any = engine.state.output
@@ -75,13 +112,15 @@ class TrackingHandler:
 
     def _complete(self, engine: Engine) -> None:
         self.tracker.metrics({"train_time_s": time.perf_counter() - self.began}, engine.state.epoch)
-        block = next((block for item in self.data for block in item["image"]["blocks"]), None)
-        if block is not None:
-            before, after = self._denoised(block, self.data[0]["image"]["centre"])
+        shown = next((item["image"] for item in self.blocks if item["image"]["blocks"]), None)
+        if shown is not None:
+            block = shown["blocks"][0]
+            before, after = self._denoised(block, shown["centre"])
             figure, _ = pictures.planes(before, after, spacing_mm=(1.0, 1.0, 1.0), units="noise SD")
             self.tracker.picture(figure, "held_out_block")
             self.tracker.model(self.network, block.u)
         self.tracker.__exit__(None, None, None)
+        self.note.unlink(missing_ok=True)
 
     def _denoised(self, block: Any, centre: float) -> tuple[Tensor, Tensor]:
         """A held-out block before and after, (X, Y, Z), in standard deviations of the noise."""
@@ -95,6 +134,13 @@ class TrackingHandler:
     def _fail(self, _: Engine, error: BaseException) -> None:
         self.tracker.__exit__(type(error), error, error.__traceback__)
         raise error
+
+
+def _left_run(note: Path) -> str | None:
+    """The run of a training that was stopped, if it was tracked."""
+    if not note.is_file():
+        return None
+    return str(json.loads(note.read_text(encoding="utf-8"))["run_id"])
 
 
 def close(handlers: Iterable[Any]) -> None:

@@ -199,14 +199,12 @@ class ToPatchesd(MapTransform):  # type: ignore[misc]
 
 
 class HeldOutd(MapTransform):  # type: ignore[misc]
-    """Keep of sources of patches the held-out blocks alone, with their centre and the fingerprint of the data."""
+    """Keep of sources of patches the held-out blocks alone, with their centre."""
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
-        """Replace an item's sources by ``{"blocks", "centre", "fingerprint"}``; the other keys go."""
-        return {
-            key: {"blocks": source.held_out, "centre": source.centre, "fingerprint": source.fingerprint()}
-            for key, source in ((key, data[key]) for key in self.key_iterator(dict(data)))
-        }
+        """Replace an item's sources by ``{"blocks", "centre"}``; the other keys go."""
+        sources = {key: data[key] for key in self.key_iterator(dict(data))}
+        return {key: {"blocks": source.held_out, "centre": source.centre} for key, source in sources.items()}
 
 
 class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from bundle_runs import BUNDLES, TINY, network_of, small_bundle, write_scan
+from bundle_runs import BUNDLES, DIMS, SMALL, TINY, network_of, small_bundle, write_scan
 
 from n2s_med.bundle import adapt as module
 from n2s_med.bundle.__main__ import main
 from n2s_med.bundle.adapt import Recipe
-from n2s_med.bundle.transforms import EstimateNoised
+from n2s_med.bundle.transforms import NOISE, EstimateNoised, LoadScand
 from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.noise import law_named
 from n2s_med.score import ScoreModel
@@ -49,10 +48,11 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     )
     bundle = small_bundle("ct_gaussian", base / "ct_gaussian")
     (base / "data").mkdir()
-    for seed in range(3):
+    for seed in range(4):
         write_scan("ct_gaussian", base / "data" / f"{seed}.nii.gz", seed=seed)
     (base / "data" / "flat.nii.gz").write_bytes(b"no image")
-    file = recipe_file(base, "ct_gaussian", scans=["*.nii.gz"])
+    monkeypatch.setattr(module, "EDGE", 24)
+    file = recipe_file(base, "ct_gaussian", scans=["*.nii.gz"], generated=2)
     assert main(["adapt", str(bundle), "--recipe", str(file), "--data", str(base / "data")]) == 0
     written = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [path.relative_to(bundle).as_posix() for path in written] == [
@@ -63,25 +63,74 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     state, start = torch.load(written[0], weights_only=True), network_of(3).state_dict()
     assert {name: tensor.shape for name, tensor in state.items()} == {name: t.shape for name, t in start.items()}
     card = json.loads(written[1].read_text(encoding="utf-8"))
-    assert (card["scans"], card["scans_kept_out"], len(card["scans_sha256"])) == (2, 1, 3)
-    assert sum(card["laws"].values()) == 3
-    assert len([file for file in measured if Path(file).parent.name == "data"]) == 3  # once each
-    assert card["clean_free"] <= card["clean_free_base"]
+    assert card["scans"] == {"trained": 2, "chose": 2, "judged": 2}
+    assert len(card["scans_sha256"]) == 6
+    assert card["laws"] == {"gaussian": 6}
+    assert len([file for file in measured if Path(file).parent.name == "data"]) == 4  # once each
+    assert card["chosen_by"]["adapted"] <= card["chosen_by"]["base"]
+    assert card["judged"].keys() == {"scans"}
+    better = all(row["adapted"] < row["base"] for row in (card["judged"]["scans"], card["reference"]))
+    assert card["adapted"] == better
+    assert better != all(torch.equal(tensor, start[name]) for name, tensor in state.items())
     assert card["reference"]["noisy"] == pytest.approx(10, rel=0.05)
     page = written[2].read_text(encoding="utf-8")
-    assert "(channels 4/8), adapted to\n2 noisy scans" in page
+    assert ("(channels 4/8), adapted as follows" in page) == better
+    assert "6, of which 2 generated: 2 trained on, 2 chose the weights, 2 judge them" in page
     assert card["sha256"] in page
     assert str(base) not in page + json.dumps(card)
-    kept = module.weights_section({**card, "clean_free": -0.1, "clean_free_base": -0.1})
-    assert "as they\nare: 1 scans kept out" in kept
-    assert "adapted to" not in kept
 
 
-def test_generated_speckle_is_noisy_and_of_known_law(tmp_path):
-    files = module._generated(tmp_path / "generated", 2)
-    again = module._generated(tmp_path / "again", 1)
-    assert [file.read_bytes() for file in files[:1]] == [file.read_bytes() for file in again]
-    assert files[0].read_bytes() != files[1].read_bytes()
+@pytest.mark.parametrize(
+    ("scans", "phantom", "better"),
+    [
+        ((0.5, 0.4), (10.0, 9.0), True),
+        ((0.5, 0.6), (10.0, 9.0), False),
+        ((0.5, -0.1), (10.0, 9.0), False),
+        ((0.5, 0.4), (10.0, 11.0), False),
+    ],
+)
+def test_adapted_weights_are_better_where_all_say_so(scans, phantom, better):
+    told = [dict(zip(("base", "adapted"), row, strict=True)) for row in (scans, phantom)]
+    assert module._better({"scans": told[0]}, told[1]) == better
+
+
+def test_weights_that_are_not_better_are_not_kept(base, monkeypatch):
+    bundle = small_bundle("ct_gaussian", base / "ct_gaussian")
+    (base / "data").mkdir()
+    for seed in range(3):
+        write_scan("ct_gaussian", base / "data" / f"{seed}.nii.gz", seed=seed)
+    monkeypatch.setattr(module, "_judged", lambda *_: {"scans": {"base": 0.5, "adapted": 0.6}})
+    module.adapt(bundle, Recipe(["*.nii.gz"], "Made for a test", 0, TRAINING), base / "data")
+    state, start = torch.load(bundle / "models" / "model.pt", weights_only=True), network_of(3).state_dict()
+    assert all(torch.equal(tensor, start[name]) for name, tensor in state.items())
+    page = (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "as they\nare: adapted as follows they were not better" in page
+    assert "| 1 | 0.500 | 0.600 |" in page
+
+
+def test_a_scan_that_no_law_fits_is_left_out(base, monkeypatch, caplog):
+    (base / "data").mkdir()
+    for seed in range(3):
+        write_scan("ct_gaussian", base / "data" / f"{seed}.nii.gz", seed=seed)
+    figures = iter([0.4, -0.2, 1.3])
+    judge = module._Judge(module._Once("image", "ct"), {"spatial_dims": 3, "architecture": SMALL})
+    monkeypatch.setattr(module._Judge, "__call__", lambda *_: next(figures))
+    found = module._real(Recipe(["*.nii.gz"]), base / "data", judge, base)
+    assert [path.name for path in found] == ["0.nii.gz"]
+    assert caplog.text.count("no law of noise holds") == 2
+
+
+@pytest.mark.parametrize("modality", ["ct", "pet", "mr", "us"])
+def test_generated_scans_have_noise_of_the_law_that_is_told(modality, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "EDGE", 24)
+    measure = module._Once("image", modality)
+    files = module._generated(tmp_path / "generated", 2, measure)
+    again = module._generated(tmp_path / "again", 1, module._Once("image", modality))
+    assert files[0].read_bytes() == again[0].read_bytes() != files[1].read_bytes()
+    (noise,) = (choice.noise for choice in measure(LoadScand("image")({"image": str(files[0])}))["image"].meta[NOISE])
+    assert noise.law.name == measure.modality.law == measure.law(files[0])
+    assert noise.correlation.is_white
+    assert (noise.quantum > 0) == (modality == "pet")
 
 
 def test_a_recipe_without_scans_or_with_an_unknown_key_is_refused(base):
@@ -104,11 +153,16 @@ def test_every_shipped_bundle_has_a_recipe(name):
 
 
 def test_what_ships_is_what_its_card_says(name):
-    weights, card = BUNDLES / name / "models" / "model.pt", BUNDLES / name / "docs" / "weights.json"
+    weights, file = BUNDLES / name / "models" / "model.pt", BUNDLES / name / "docs" / "weights.json"
     page = (BUNDLES / name / "docs" / "README.md").read_text(encoding="utf-8")
-    told = re.search(r"SHA-256 ([0-9a-f]{64})", page)
-    assert weights.exists() == card.exists() == bool(told)
-    if told:
-        state = torch.load(weights, weights_only=True)
-        assert module._hash_of(state) == told[1] == json.loads(card.read_text(encoding="utf-8"))["sha256"]
-        assert weights.stat().st_size < 7_000_000
+    card = json.loads(file.read_text(encoding="utf-8"))
+    state = torch.load(weights, weights_only=True)
+    assert module._hash_of(state) == card["sha256"]
+    assert card["sha256"] in page
+    assert card["adapted"] == module._better(card["judged"], card["reference"])
+    assert card["judged"]
+    assert all(0 < row["base"] < 1 for row in card["judged"].values())
+    base = module.ScoreModel.load(module.PACKAGED / f"base-{DIMS[name]}d" / "model.pt")
+    if card["started_from"] == base.hash:
+        assert card["adapted"] != all(torch.equal(state[key], t) for key, t in base.network.state_dict().items())
+    assert weights.stat().st_size < 7_000_000

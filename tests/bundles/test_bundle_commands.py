@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def test_torchscript_of_ckpt_export_takes_other_shapes(bundle, name, tmp_path):
         use_trace=True,
         bundle_root=str(bundle),
     )
-    scripted, network = torch.jit.load(file), network_of(DIMS[name]).eval()
+    inside = {"metadata.json": "", "inference.json": ""}  # where MONAI Deploy looks for them
+    scripted, network = torch.jit.load(file, _extra_files=inside), network_of(DIMS[name]).eval()
+    for config, content in inside.items():
+        assert json.loads(content) == json.loads((bundle / "configs" / config).read_text(encoding="utf-8"))
     for shape in SHAPES[DIMS[name]]:
         v = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

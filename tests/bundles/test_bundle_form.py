@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import json
+import logging
 from importlib import metadata as installed
 from pathlib import Path
 
@@ -53,6 +55,27 @@ def test_its_values_are_those_of_its_modality(name):
 
 def test_metadata_is_verified_without_network(name):
     verify_metadata(meta_file=str(BUNDLES / name / "configs" / "metadata.json"), filepath=str(SCHEMA))
+
+
+def test_metadata_tells_what_a_first_class_bundle_tells(name):
+    told = content(name, "metadata")
+    wanted = {"version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "name"}
+    wanted |= {"task", "description", "authors", "copyright", "schema", "changelog", "references", "data_type"}
+    wanted |= {"image_classes", "intended_use", "supported_apps", "network_data_format"}
+    assert wanted <= told.keys()
+    keys = {"type", "format", "modality", "num_channels", "spatial_shape", "dtype", "value_range"}
+    for tensors in told["network_data_format"].values():
+        (tensor,) = tensors.values()
+        assert keys | {"is_patch_data", "channel_def"} <= tensor.keys()
+        assert set(tensor["spatial_shape"]) == {"32*n"}
+
+
+def test_logging_needs_no_package(name):
+    read = configparser.RawConfigParser()
+    read.read(BUNDLES / name / "configs" / "logging.conf")
+    classes = [read[section]["class"] for section in read.sections() if "class" in read[section]]
+    assert classes
+    assert all(hasattr(logging, found) for found in classes)
 
 
 def test_metadata_that_lacks_a_version_is_refused(tmp_path):

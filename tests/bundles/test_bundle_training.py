@@ -154,6 +154,43 @@ def test_training_stops_early_and_keeps_the_best(tmp_path):
     assert not (tmp_path / "other.pt").exists()
 
 
+def test_a_training_without_gain_ends_when_its_patience_does(ct, ct_scan, monkeypatch):
+    monkeypatch.setattr(EpochOptimizer, "step", lambda *_: None)
+    made = run(ct, "train", dataset_dir=str(ct_scan), **(TINY | {"epochs": 9, "patience": 2, "ema_decay": 0}))
+    assert made.trainer.state.epoch == 2
+
+
+def test_what_is_judged_and_kept_is_the_moving_average(ct, ct_scan):
+    keys = TINY | {"steps_per_epoch": 3, "learning_rate": 0.02, "ema_decay": 0.5}
+    made = workflow(ct, "train", dataset_dir=str(ct_scan), **keys)
+    expected = {name: p.detach().clone() for name, p in made.network_def.named_parameters()}
+
+    def follow() -> None:
+        for name, p in made.network_def.named_parameters():
+            expected[name].mul_(0.5).add_(0.5 * p.detach())
+
+    made.trainer.add_event_handler(Events.ITERATION_COMPLETED, follow)
+    made.run()
+    averaged = made.parser.get_parsed_content("averaged").network
+    assert made.evaluator.network is averaged
+    for name, p in averaged.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+    assert any(not torch.allclose(p, expected[name]) for name, p in made.network_def.named_parameters())
+
+
+def test_a_training_takes_mixed_precision_and_a_cache_on_disk(ct, ct_scan):
+    ends = []
+    for keys in ({}, {"cache_gib": 0}, {"precision": "bf16"}):
+        torch.save(network_of(3).state_dict(), ct / "models" / "model.pt")
+        made = run(ct, "train", dataset_dir=str(ct_scan), **(TINY | keys))
+        ends.append(made.network_def.state_dict())
+        assert isinstance(made.train_dataset, PersistentDataset if "cache_gib" in keys else CacheDataset)
+    assert list((ct / "cache").glob("*.pt"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert any(not torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+    assert all(torch.allclose(ends[0][name], ends[2][name], atol=0.02) for name in ends[0])
+
+
 def test_a_figure_below_zero_keeps_the_weights_given(tmp_path):
     network = network_of(3)
     best = Best(network, str(tmp_path / "model.pt"), patience=9, given=True)
@@ -276,13 +313,19 @@ def test_scans_are_kept_in_memory_or_on_disk_as_their_size_demands(ct_scan, tmp_
 def test_two_processes_train_together(ct, tmp_path):
     for seed in (1, 2, 3):
         write_scan("ct_gaussian", tmp_path / f"{seed}.nii.gz", seed=seed)
-    configs = "['configs/train.json','configs/multi_gpu_train.json']"
+    kept = "$torch.save(@network.module.state_dict(), @ckpt_dir + '/rank' + str(@rank) + '.pt')"
+    layer = {"finalize": [kept, "$n2s.part_processes()"]}
+    (ct / "configs" / "keep.json").write_text(json.dumps(layer), encoding="utf-8")
+    configs = "['configs/train.json','configs/multi_gpu_train.json','configs/keep.json']"
     words = ["--standalone", "--nproc_per_node", 2, "-m", "monai.bundle", "run", "--config_file", configs]
     keys = TINY | {"dataset_dir": str(tmp_path / "*.nii.gz"), "epochs": 2}
     overrides = [word for key, value in keys.items() for word in (f"--{key}", value)]
     done = command(ct, *words, *overrides, module="torch.distributed.run")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Saved checkpoint at epoch: 2") == 1
+    first, second = (torch.load(ct / "models" / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())  # they averaged their gradients
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in network_of(3).state_dict().items())
     state = torch.load(ct / "models" / "model.pt", weights_only=True)
     score_network(3, SMALL).load_state_dict(state)
 

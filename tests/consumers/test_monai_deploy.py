@@ -13,11 +13,14 @@ import pydicom
 import pytest
 import torch
 from bundle_runs import BUNDLES, run, small_bundle
+from monai.bundle import ckpt_export
 
 from n2s_med.phantoms import pet_phantom, write_pet_series
 from n2s_med.volumes import read
 
 pytest.importorskip("monai.deploy", reason="MONAI Deploy is not installed: make consumers")
+
+from monai.deploy.operators.monai_bundle_inference_operator import get_bundle_config
 
 APP = BUNDLES.parent / "integrations" / "monai_deploy" / "app.py"
 
@@ -61,6 +64,29 @@ def test_a_study_comes_back_as_the_bundle_gives_it(tmp_path):
     assert torch.equal(found.affine, expected.affine)
     derived = pydicom.dcmread(found.meta["source"][0], stop_before_pixels=True)
     assert derived.ImageType[0] == "DERIVED"
+
+
+def test_the_sdk_reads_the_folder_and_the_exported_network(tmp_path):
+    bundle = small_bundle("ct_gaussian", tmp_path / "ct_gaussian")
+    file = tmp_path / "model.ts"
+    ckpt_export(
+        "network_def",
+        filepath=str(file),
+        ckpt_file=str(bundle / "models" / "model.pt"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        use_trace=True,
+        bundle_root=str(bundle),
+    )
+    folder, exported = (get_bundle_config(str(place), ["inference"]) for place in (bundle, file))
+    for parser in (folder, exported):
+        parser.update({"bundle_root": str(bundle)})
+    v = torch.randn(1, 1, 9, 17, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = folder.get_parsed_content("network").eval()(v)
+        torch.testing.assert_close(torch.jit.load(file)(v), expected)
+    assert exported.get("_meta_")["name"] == folder.get("_meta_")["name"]
+    assert exported.get("inferer") == folder.get("inferer")
 
 
 def test_a_study_without_the_modality_is_refused(tmp_path):

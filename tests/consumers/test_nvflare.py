@@ -63,6 +63,13 @@ def test_two_sites_train_together(tmp_path):
         assert 1e-4 < distance(one, other) < 0.1  # a network made anew is further off than 1
 
 
+def test_one_round_alone_is_refused_before_anything_is_trained(tmp_path):
+    done = job(tmp_path, "--rounds", 1)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--rounds: two at least: what a round gives is judged in the next")
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_job_is_written_for_sites_of_their_own(tmp_path):
     done = job(tmp_path, "--job", tmp_path / "job")
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
