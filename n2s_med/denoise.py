@@ -45,8 +45,9 @@ SURE_PATCHES = 4
 CHECKED = 4_000_000
 """Voxels checked at once."""
 
-LINE = 16
-"""Planes read at once, at least: so many values that lie one after the other fill a line of the processor's cache."""
+LINE = 8
+"""Planes read at once, at least: so many values that lie one after the other fill half a line of the processor's cache.
+"""
 
 BAND = 1 << 18
 """Voxels of a band of rows that is filtered at once."""
@@ -296,6 +297,7 @@ class Denoiser:
             if noise is not None and added is not None:
                 added[region] += noise
             yield from torch.split(data, planes, dim=-1)
+            del data, noise  # before the next are made
 
     def _shown(self, u: Boxes, region: Region) -> tuple[Tensor, Tensor | None]:
         """Data of whole planes, with noise where they hold next to none, as air of few counts does; and that noise.
@@ -310,7 +312,7 @@ class Denoiser:
         outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (QUIET_MARGIN,))
         inner = within(region, outer)
         data = _planes_apart(u[outer])
-        share = _energy(data)[inner] / ScoreUNet.detail_variance(len(u.shape))
+        share = _energy(data)[inner].div_(ScoreUNet.detail_variance(len(u.shape)))
         if not share.min() < QUIET:
             return data[inner], None
         amount = whiteness * (QUIET - share).clamp_min(0).sqrt()

@@ -114,6 +114,7 @@ class StreamedNetwork:
             details.append(detail.clone())
             x = self.network.features(detail, base).to(self.dtype, memory_format=self.layout)
             planes += x.shape[2]
+            del window, detail, base  # this waits while the layers run
             yield x
         if missing := -planes % self.network.stride:
             yield torch.zeros_like(x[:, :, :1]).expand(-1, -1, missing, *x.shape[3:])
