@@ -69,7 +69,7 @@ def test_inspecting(run: Run, tmp_path: Path) -> None:
     assert rows[1]["path"] == str(broken)
     plain = run("inspect", tmp_path / "in")
     header, *lines = plain.out.splitlines()
-    assert header.split()[:2] == ["scan", "vendor"]
+    assert header.split()[:3] == ["scan", "where", "vendor"]
     assert [" HU " in line for line in lines] == [True, False]
 
 
