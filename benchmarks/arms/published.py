@@ -49,11 +49,6 @@ def dsm(scan: Scan, settings: Settings) -> Result:
     return _denoised(scan, _score(scan, settings, unit, lambda _: Dsm(sigma_a), sigma_a**-2))
 
 
-def score_of(scan: Scan, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """The score itself, per unit of ``y``, in image units even of counts: the level of the noise has no part in it."""
-    return _score(scan, settings, 1.0, lambda done: ArDae(annealed(*SIGMA_A, done)), 1.0)
-
-
 def _denoised(scan: Scan, score: Callable[[Tensor], Tensor]) -> Result:
     """The article's formula; for correlated noise ``y + Σ s`` with the score of white steps."""
     color = scan.noise.correlation.color
