@@ -63,7 +63,7 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     state, start = torch.load(written[0], weights_only=True), network_of(3).state_dict()
     assert {name: tensor.shape for name, tensor in state.items()} == {name: t.shape for name, t in start.items()}
     card = json.loads(written[1].read_text(encoding="utf-8"))
-    assert card["scans"] == {"trained": 2, "chose": 2, "judged": 2}
+    assert card["scans"] == {"trained": 3, "chose": 2, "judged": 1}
     assert len(card["scans_sha256"]) == 6
     assert card["laws"] == {"gaussian": 6}
     assert len([file for file in measured if Path(file).parent.name == "data"]) == 4  # once each
@@ -75,7 +75,7 @@ def test_weights_and_card_are_made_from_the_scans(base, capsys, monkeypatch):
     assert card["reference"]["noisy"] == pytest.approx(10, rel=0.05)
     page = written[2].read_text(encoding="utf-8")
     assert ("(channels 4/8), adapted as follows" in page) == better
-    assert "6, of which 2 generated: 2 trained on, 2 chose the weights, 2 judge them" in page
+    assert "6, of which 2 generated: 3 trained on, 2 chose the weights, 1 judge them" in page
     assert card["sha256"] in page
     assert str(base) not in page + json.dumps(card)
 
