@@ -63,9 +63,7 @@ def test_too_few_voxels_leave_the_variance_as_it_is() -> None:
     assert torch.equal(Curve.fitted(said, few)(said), said)
 
 
-@pytest.mark.parametrize(
-    "kernel", [torch.ones(1, 1, 1), torch.ones(3, 3, 1), torch.ones(3, 3, 3)], ids=["1", "9", "27"]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 3, 1), (3, 3, 3)], ids=str)
 def test_mean_squares_of_correlated_noise_scatter_as_those_of_fewer_voxels(shape: tuple[int, ...]) -> None:
     correlation = Correlation.from_kernel(torch.ones(shape))
     drawn = [correlation.color(torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(s))) for s in range(300)]
