@@ -64,7 +64,19 @@ def check_config() -> None:
     for key, value in config.items():
         if key != "_meta_" and key not in used and not any(_alike(file, key, value) for file in shipped):
             _refuse(key, used & {*config, *SET_BY_MONAI})
+    _check_truth_values(config, shipped)
     _check_inside(workflow, config, shipped)
+
+
+def _check_truth_values(config: Mapping[str, Any], shipped: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse words for truth values: the command line reads ``False``, but ``false`` as a word, which is true."""
+    switches = {key for file in shipped for key, value in file.items() if isinstance(value, bool)}
+    for key in switches & config.keys():
+        word = config[key]
+        if isinstance(word, str) and not word.startswith(("$", "@")):
+            error = ConfigurationError(f"--{key} {word} is no truth value", remedy=f"write --{key} True or False")
+            log.error("%s", error)
+            raise error
 
 
 def _behave_as_a_command() -> None:

@@ -114,6 +114,15 @@ def test_a_misspelt_key_is_refused_before_anything_is_read(key, near, tmp_path, 
     assert str(error) in caplog.text
 
 
+@pytest.mark.parametrize("word", ["false", "true", "off"])
+def test_a_word_for_a_truth_value_is_refused(word, tmp_path):
+    bundle = small_bundle("ct_gaussian", tmp_path / "ct")
+    with pytest.raises(RuntimeError) as refused:
+        workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", flips=word)
+    assert str(cause(refused.value)) == f"--flips {word} is no truth value. Write --flips True or False."
+    workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", flips="$not @sd_map")
+
+
 def test_a_key_of_ones_own_is_taken_where_something_refers_to_it(tmp_path):
     bundle = small_bundle("ct_gaussian", tmp_path / "ct")
     made = workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", site="a", output_dir="$'/out/' + @site")
