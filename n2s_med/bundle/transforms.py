@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,8 @@ class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]
 
     def _draw(self, source: PatchSampler, generator: torch.Generator) -> dict[str, Tensor]:
         patch = source.draw(generator)
+        if len(set(patch.u.shape[2:])) > 1:  # a scan shorter than the patch along an axis: patches must stack
+            patch = replace(patch, order=tuple(range(source.spatial_dims)))
         colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
         u = patch.u - source.centre
         shown = torch.cat((self.objective.perturbed(u, colored), u, colored, patch.weight), dim=1)

@@ -236,6 +236,13 @@ def test_patches_are_perturbed_as_the_objective_says(ct_scan):
     assert torch.equal(draw(item)[0]["image"], rows[0]["image"])
 
 
+def test_patches_of_a_scan_shorter_than_they_are_stack(ct_scan):
+    draw = DrawPerturbedd("image", patches=12)
+    draw.set_random_state(0)
+    rows = draw(item_of(ct_scan, patch=24))
+    assert {tuple(row["image"].shape) for row in rows} == {(1, 24, 24, 20)}
+
+
 def test_the_loss_is_that_of_the_objective_over_the_learned_voxels():
     generator = torch.Generator().manual_seed(0)
     u, colored, score = (torch.randn(2, 1, 6, 6, 6, generator=generator) for _ in range(3))
