@@ -2,8 +2,9 @@
 
 No clean image is trained on. Scans whose noise follows no law that is found are left out: there the clean-free figure
 of the base weights is no error between none and all of the noise. Of the others some are trained on, some choose the
-weights, and some judge them. Where these, or a phantom whose truth is known, do not find the adapted weights better
-than the base weights, the bundle gets the base weights, and its card says so.
+weights, and some judge them. Where these do not find the adapted weights better than the base weights, or none of them
+is a scanner's, the bundle gets the base weights, and its card says so. A phantom of known truth is measured, but for
+the card alone.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def adapt(bundle: Path, recipe: Recipe, data: Path) -> list[Path]:
         adapted = work / "models" / "model.pt"
         judged = _judged(judge, judging, work / "generated", {"base": base, "adapted": adapted})
         reference = _reference(bundle, measure, base, work)
-        kept = _better(judged, reference)
+        kept = _better(judged)
         card = {
             **trained,
             "adapted": kept,
@@ -333,9 +334,13 @@ def _judged(judge: _Judge, scans: Sequence[Path], generated: Path, weights: Mapp
     return {kind: {name: judge(some, file) for name, file in weights.items()} for kind, some in kinds.items() if some}
 
 
-def _better(judged: Mapping[str, Mapping[str, float]], reference: Mapping[str, float]) -> bool:
-    """Whether all that judge find the adapted weights better; an error below zero judges nothing."""
-    return all(0 < row["adapted"] < row["base"] for row in (*judged.values(), reference))
+def _better(judged: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether the scans that judge find the adapted weights better; no clean image is asked.
+
+    An error below zero judges nothing. Nor do generated scans alone: weights adapted to their own kind of image say
+    nothing of a scanner's.
+    """
+    return "scans" in judged and all(0 < row["adapted"] < row["base"] for row in judged.values())
 
 
 # -- figures -----------------------------------------------------------------------------------------------
@@ -378,7 +383,9 @@ def weights_section(card: Mapping[str, Any]) -> str:
     channels, scans, chosen = "/".join(map(str, card["channels"])), card["scans"], card["chosen_by"]
     laws = ", ".join(f"{name} {count}" for name, count in card["laws"].items())
     total = sum(scans.values())
-    origin = "adapted as follows" if card["adapted"] else "as they\nare: adapted as follows they were not better"
+    base = "as they
+are: adapted as follows they were not better, or only generated scans could tell"
+    origin = "adapted as follows" if card["adapted"] else base
     rmse = card["reference"]
     rows = "".join(
         f"| {ROWS[kind]}: noise variances left, by Stein's estimate | 1 | {row['base']:.3f} | {row['adapted']:.3f} |\n"
@@ -403,7 +410,8 @@ def weights_section(card: Mapping[str, Any]) -> str:
 | | |
 |---|---|
 {made}
-No clean image was used in training. Adapted weights are kept where they are better by each row of this table:
+No clean image was used to train or to choose. Adapted weights are kept where a scanner's scans, kept out, find them
+better; the phantom is for the reader:
 
 | | noisy | base weights | adapted |
 |---|---|---|---|
