@@ -383,8 +383,7 @@ def weights_section(card: Mapping[str, Any]) -> str:
     channels, scans, chosen = "/".join(map(str, card["channels"])), card["scans"], card["chosen_by"]
     laws = ", ".join(f"{name} {count}" for name, count in card["laws"].items())
     total = sum(scans.values())
-    base = "as they
-are: adapted as follows they were not better, or only generated scans could tell"
+    base = "as they\nare: adapted as follows they were not better, or only generated scans could tell"
     origin = "adapted as follows" if card["adapted"] else base
     rmse = card["reference"]
     rows = "".join(
