@@ -96,9 +96,9 @@ class Outcome:
 
 
 def _unadapted(model: ScoreModel) -> list[str]:
-    """Say so where the model could not be adapted."""
+    """Say so where the model could not be adapted; of few whole counts a figure below zero still chooses."""
     before = model.card.get("sure_at_start")
-    if before is None or before > 0:
+    if before is None or before > 0 or model.card["steps_done"]:
         return []
     return [
         f"The error left is estimated at {before:.3f} noise variances before adapting, and no error is below zero:"
