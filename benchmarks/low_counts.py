@@ -27,7 +27,7 @@ from n2s_med.noise import Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.phantoms import PetPhantom, pet_phantom
-from n2s_med.score import ScoreModel, base_model
+from n2s_med.score import base_model
 from n2s_med.training import ADAPTATION, PatchSampler, Trainer, UnitVolume
 
 MEANS = (20.0, 5.0, 2.0, 1.0, 0.5)
@@ -97,8 +97,7 @@ def _estimates(y: Tensor, spacing_mm: Sequence[float], seed: int, steps: int) ->
     volume = UnitVolume(u, torch.ones_like(y, dtype=torch.bool), noise, tuple(spacing_mm))
     source = PatchSampler([volume], edge=config.patch, held_out=config.held_out, seed=seed)
     trainer = Trainer(source, config, Compute.choose(), network=model.network)
-    taught = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
-    adapted = Denoiser(taught, noise, Compute.choose(), replace(options, few_counts=True))(y).x_hat
+    adapted = Denoiser(trainer.trained(), noise, Compute.choose(), replace(options, few_counts=True))(y).x_hat
     return {**found, "ours, base weights": ours, "ours, adapted": adapted}
 
 

@@ -25,7 +25,7 @@ from n2s_med.denoise import Denoiser, to_unit
 from n2s_med.noise import Gamma, Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.score import ScoreModel, base_model
+from n2s_med.score import base_model
 from n2s_med.training import ADAPTATION, PatchSampler, Trainer, UnitVolume
 
 PLANE = Correlation.white(2)
@@ -96,7 +96,7 @@ def _denoised(y: Tensor, noise: ScanNoise, steps: int) -> Tensor:
         config = replace(ADAPTATION, steps=steps, patch=PATCH)
         source = PatchSampler([volume], edge=PATCH, held_out=config.held_out, seed=config.seed)
         trainer = Trainer(source, config, compute, network=model.network)
-        model = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
+        model = trainer.trained()
     return Denoiser(model, noise, compute)(y[..., None]).x_hat[..., 0]
 
 

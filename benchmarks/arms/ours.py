@@ -79,8 +79,7 @@ def trained_model(
     source = PatchSampler([unit(scan, noise)], edge=config.patch, held_out=config.held_out, seed=config.seed)
     network = start.centred(source.centre).network if start else None
     trainer = Trainer(source, config, compute, network=network)
-    model = ScoreModel(trainer.run(), trainer.objective.scale, learned_counts=trainer.learned_counts)
-    return model, min(trainer.history.sure)
+    return trainer.trained(), min(trainer.history.sure)
 
 
 def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings) -> Result:

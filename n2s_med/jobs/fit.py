@@ -111,10 +111,10 @@ def fit_to(
                 bar.set_postfix(loss=f"{figures['loss']:.4f}", sure=f"{figures['sure']:.4f}")
                 tracker.metrics(figures, done)
 
-        best = trainer.run(show)
+        model = trainer.trained(show)
     card = {
         "version": n2s_med.__version__,
-        "config": {**asdict(config), "channels": list(best.channels)},
+        "config": {**asdict(config), "channels": list(model.network.channels)},
         "started_from": start.hash if start else None,
         "steps": trainer.steps,
         "steps_done": trainer.done,
@@ -126,4 +126,4 @@ def fit_to(
         "machine": platform.machine(),
         "torch": str(torch.__version__),
     }
-    return ScoreModel(best, scale=scale, learned_counts=trainer.learned_counts, card=card)
+    return replace(model, card=card)

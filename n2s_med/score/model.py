@@ -114,7 +114,7 @@ class ScoreModel:
     def load(cls, path: Path) -> ScoreModel:
         """Read what :meth:`save` wrote; ``path`` is the file, or a folder with ``model.pt`` in it.
 
-        The bare name of base weights that come with the package (``base-3d-small``) means these, unless a file or
+        The bare name of base weights that come with the package (``base-3d``) means these, unless a file or
         folder here is called so.
 
         Raises

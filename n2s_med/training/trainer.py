@@ -132,11 +132,15 @@ class Trainer:
         self.network.load_state_dict(self.best)
         return self.network.eval()
 
+    def trained(self, progress: Progress = no_progress) -> ScoreModel:
+        """:meth:`run`, and what came of it as a model of any modality and law."""
+        network = self.run(progress)
+        return ScoreModel(network, self.objective.scale, learned_counts=self.learned_counts)
+
     @property
     def learned_counts(self) -> bool:
         """Whether the best weights were learned from whole counts, split where they are few."""
-        trained = self.history.step[self.history.best] > 0
-        return trained and all(map(self._counts, self.source.held_out))
+        return self.history.step[self.history.best] > 0 and self._all_counts
 
     # -- one step --------------------------------------------------------------------------------------
 
@@ -181,6 +185,11 @@ class Trainer:
     def _counts(self, part: Patch | HeldOut) -> bool:
         """Whether data are whole counts that may be split."""
         return self.config.kept_counts > 0 and part.noise.quantum > 0
+
+    @property
+    def _all_counts(self) -> bool:
+        """Whether all of the data are."""
+        return all(map(self._counts, self.source.held_out))
 
     def _perturbed(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         """A patch under one perturbation, or an antithetic pair."""
@@ -266,8 +275,7 @@ class Trainer:
         """
         if not self.history.sure:
             return False
-        exact = all(map(self._counts, self.source.held_out))
-        unfit = self.fine_tuning and self.history.sure[0] <= 0 and not exact
+        unfit = self.fine_tuning and self.history.sure[0] <= 0 and not self._all_counts
         return unfit or len(self.history.sure) - self.history.best > self.config.patience
 
     # -- budget ----------------------------------------------------------------------------------------
