@@ -198,12 +198,16 @@ class Corpus:
 
     def _counted(self, x: Tensor, signal: Signal, dice: Dice) -> tuple[Tensor, ScanNoise]:
         """``x`` as counts, spread over their cells, in the unit-noise domain."""
-        law = Poisson(1.0)
+        noise = ScanNoise(Poisson(1.0), Correlation.white(self.spatial_dims), quantum=1.0)
         peak = (_contrast(COUNT_CONTRAST, signal, dice) / 2) ** 2
-        noise = ScanNoise(law, Correlation.white(self.spatial_dims), quantum=1.0)
-        y = noise.dequantised(law.sample(peak * x.clamp_min(0), dice.generator), dice.generator)
-        middle = law.to_unit(torch.tensor(peak * max(0.0, signal.centre)))
-        return law.to_unit(y) - middle, ScanNoise(Gaussian(1.0), noise.correlation)
+        u = self._counts(peak * x.clamp_min(0), noise, dice)
+        middle = noise.law.to_unit(torch.tensor(peak * max(0.0, signal.centre)))
+        return u - middle, ScanNoise(Gaussian(1.0), noise.correlation)
+
+    def _counts(self, expected: Tensor, noise: ScanNoise, dice: Dice) -> Tensor:
+        """Counts of these expectations in the unit-noise domain, spread over their cells."""
+        y = noise.law.sample(expected, dice.generator)
+        return noise.law.to_unit(noise.dequantised(y, dice.generator))
 
 
 def _contrast(span: tuple[float, float], signal: Signal, dice: Dice) -> float:

@@ -304,3 +304,55 @@ def test_forms_at_half_resolution_put_each_answer_in_its_place(networks: ModuleT
     half = networks.HalfScore((32, 64))
     x = torch.arange(8.0).view(1, 8, 1, 1, 1).expand(1, 8, 2, 3, 4)
     assert torch.equal(half._head(x)[0, 0, 2:4, 4:6, 6:8], torch.arange(8.0).view(2, 2, 2))
+
+
+@pytest.mark.parametrize("counts", [0.0, 1.0])
+def test_the_twin_of_base_weights_is_shown_the_same_and_told_the_truth(benchmarks: None, counts: float) -> None:  # noqa: ARG001
+    from base_twin import CleanCorpus
+
+    from n2s_med.corpus import Corpus, Signal
+    from n2s_med.phantoms.scene import Dice
+
+    signal = Signal(torch.linspace(0, 1, 30**3).reshape(30, 30, 30))
+    own, twin = (corpus({}, {}, edge=12, blocks=0) for corpus in (Corpus, CleanCorpus))
+    for seed in range(4):
+        shown = [
+            corpus._noisy(signal.x[None, None], signal, Dice(torch.Generator().manual_seed(seed)), counts)[0]
+            for corpus in (own, twin)
+        ]
+        assert torch.equal(*shown)
+        noise = shown[1] - twin.clean
+        assert abs(float(noise.mean())) < 0.1
+        assert 0.85 < float(noise.std()) < 1.1  # of counts near zero it is less than one
+
+
+def test_base_weights_are_compared_with_their_twin(
+    benchmarks: None,  # noqa: ARG001
+    clean: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from base_twin import main
+
+    from n2s_med import corpus
+    from n2s_med.jobs.base import BaseJob
+    from n2s_med.training import TrainingConfig
+
+    for name, small in (("EDGE", 24), ("HELD_OUT_EDGE", 16), ("POOL", 2)):
+        monkeypatch.setattr(corpus, name, small)
+
+    config = {"objective": "total-unit-noise", "sigma_a": 2.0, "antithetic": False, "kept_counts": 0, "steps": 2}
+    keys = {**config, "patch": 12, "channels": [4, 8]}
+    BaseJob([clean], tmp_path / "base", TrainingConfig.from_mapping(keys), track=False, quiet=True).run(print)
+    out, model = tmp_path / "results.md", str(tmp_path / "base" / "model.pt")
+    given = ["--work", str(tmp_path / "twin"), "--model", model, "--out", str(out), "--phantom", "pet"]
+    assert main([str(clean), *given, "--columns", "g25", "--seeds", "1"]) == 0
+    page = out.read_text()
+    assert all(words in page for words in ("learned from noisy volumes |", "supervised twin |", "difference | "))
+    assert str(tmp_path) not in page
+    other = tmp_path / "other.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(24, 24, 24)), np.eye(4)), other)
+    capsys.readouterr()
+    assert main([str(other), *given]) == 1
+    assert "not the scans of the base weights" in capsys.readouterr().err

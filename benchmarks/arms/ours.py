@@ -29,8 +29,12 @@ def ours_blind(scan: Scan, settings: Settings) -> Result:
 
 def base(scan: Scan, settings: Settings) -> Result:
     """The base weights as they are."""
-    model = base_model(scan.y.ndim).centred(unit(scan, scan.noise).centre)
-    return _denoised(scan, scan.noise, model, settings)
+    return as_they_are(scan, base_model(scan.y.ndim), settings)
+
+
+def as_they_are(scan: Scan, model: ScoreModel, settings: Settings) -> Result:
+    """Weights of any scan, not adapted to this one."""
+    return _denoised(scan, scan.noise, model.centred(unit(scan, scan.noise).centre), settings)
 
 
 def adapted(scan: Scan, settings: Settings) -> Result:

@@ -67,9 +67,7 @@ class BaseJob:
         """
         folder = ModelFolder(self.out, self.overwrite)
         folder.check()
-        scans = self._scans(say)
-        held_out = {name: signal for name, signal in scans.items() if int(name, 16) % HELD_OUT == 0}
-        trained_on = {name: signal for name, signal in scans.items() if name not in held_out}
+        trained_on, held_out = self.signals(say)
         source = Corpus(
             trained_on, held_out, spatial_dims=self.spatial_dims, edge=self.config.patch, seed=self.config.seed
         )
@@ -88,8 +86,8 @@ class BaseJob:
             folder.keep(model, model_card)
         return model
 
-    def _scans(self, say: Say) -> Mapping[str, Signal]:
-        """Every usable volume of the inputs, by the SHA-256 of its values."""
+    def signals(self, say: Say) -> tuple[Mapping[str, Signal], Mapping[str, Signal]]:
+        """Every usable volume of the inputs, by the SHA-256 of its values: those trained on, those held out."""
         signals: dict[str, Signal] = {}
         for volume in volumes_of(self.inputs, say):
             y = volume.as_tensor()[0]
@@ -99,7 +97,8 @@ class BaseJob:
                 say(f"left out: {volume.meta['label']}: {error}")
                 continue
             signals[hashlib.sha256(y.contiguous().numpy().tobytes()).hexdigest()] = signal
-        return signals
+        held_out = {name: signal for name, signal in signals.items() if int(name, 16) % HELD_OUT == 0}
+        return {name: signal for name, signal in signals.items() if name not in held_out}, held_out
 
 
 def model_card(card: Mapping[str, Any], name: str) -> str:
