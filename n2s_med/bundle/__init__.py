@@ -3,7 +3,7 @@
 ::
 
     LoadScand → EstimateNoised → TweedieInferer → SaveScand                        inference.json
-                               → ToPatchesd → DrawPerturbedd → ScoreInferer        train.json, the patches
+                               → ToPatchesd → DrawPatchesd → ScoreInferer          train.json, the patches
                                             → HeldOutd → RiskInferer               train.json, the clean-free figure
                                → TweedieInferer → MeasureScand                     evaluate.json
 
@@ -14,15 +14,15 @@ the same values.
 
 from n2s_med.bundle.check import bundle_root, check_config
 from n2s_med.bundle.data import scan_dataset, scan_items
-from n2s_med.bundle.figures import FigureMean, FiguresSaver, HeldOutRisk, is_lower, one_scan, only
+from n2s_med.bundle.figures import FigureMean, FiguresSaver, HeldOutRisk, WholeCounts, is_lower, one_scan, only
 from n2s_med.bundle.inferers import RiskInferer, ScoreInferer, TweedieInferer, denoising
 from n2s_med.bundle.keeping import Best, BestHandler, CheckpointHandler, ResumeHandler
-from n2s_med.bundle.learning import Averaged, AveragingHandler, EpochOptimizer, PerturbationLoss, perturbed_batch
+from n2s_med.bundle.learning import Averaged, AveragingHandler, EpochOptimizer, PatchLoss, patch_batch
 from n2s_med.bundle.network import DenoisingNetwork, best_file, bundle_network, score_network, weights_of
 from n2s_med.bundle.processes import join_processes, local_device, part_processes, rank, run_name
 from n2s_med.bundle.track import TrackingHandler, close
 from n2s_med.bundle.transforms import (
-    DrawPerturbedd,
+    DrawPatchesd,
     EstimateNoised,
     HeldOutd,
     LoadScand,
@@ -38,7 +38,7 @@ __all__ = [
     "BestHandler",
     "CheckpointHandler",
     "DenoisingNetwork",
-    "DrawPerturbedd",
+    "DrawPatchesd",
     "EpochOptimizer",
     "EstimateNoised",
     "FigureMean",
@@ -47,7 +47,7 @@ __all__ = [
     "HeldOutd",
     "LoadScand",
     "MeasureScand",
-    "PerturbationLoss",
+    "PatchLoss",
     "ResumeHandler",
     "RiskInferer",
     "SaveScand",
@@ -55,6 +55,7 @@ __all__ = [
     "ToPatchesd",
     "TrackingHandler",
     "TweedieInferer",
+    "WholeCounts",
     "best_file",
     "bundle_network",
     "bundle_root",
@@ -67,7 +68,7 @@ __all__ = [
     "one_scan",
     "only",
     "part_processes",
-    "perturbed_batch",
+    "patch_batch",
     "rank",
     "run_name",
     "scan_dataset",

@@ -55,13 +55,21 @@ class _Sums(Metric):
 class HeldOutRisk(_Sums):
     """Remaining error over the held-out voxels of all scans, in noise variances; the noisy scans have one."""
 
+    part = slice(0, 2)
+
     def __init__(self) -> None:
         super().__init__(output_transform=lambda output: output["pred"])
 
     @reinit__is_reduced
     def update(self, output: Tensor) -> None:
-        """Add a scan: its summed error and noise variance, shape (2,)."""
-        self.sums += output.double().cpu()
+        """Add a scan: what :class:`~n2s_med.bundle.RiskInferer` says of it."""
+        self.sums += output[self.part].double().cpu()
+
+
+class WholeCounts(HeldOutRisk):
+    """Share of the held-out blocks that are whole counts: learned by splitting them where they are few."""
+
+    part = slice(2, 4)
 
 
 class FigureMean(_Sums):

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from n2s_med.bundle.network import learned_counts
 from n2s_med.bundle.processes import unwrapped
 from n2s_med.bundle.transforms import OUTCOME, scans_with_noise
 from n2s_med.compute import Compute, PrecisionName
@@ -22,7 +23,7 @@ from n2s_med.jobs.outcome import Outcome
 from n2s_med.modalities import modality_named
 from n2s_med.score import ScoreModel, ScoreUNet
 from n2s_med.score.patches import HeldOut
-from n2s_med.score.stein import risk_terms
+from n2s_med.score.splitting import KEPT, are_counts, held_out_risk
 from n2s_med.tracking import open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
 
@@ -51,7 +52,7 @@ def denoising(
     output_dir
         Folder for the results.
     ckpt_path
-        Weights, for the record that goes with the results.
+        The network's weights: for the record that goes with the results, and for what they were learned from.
     adaptation
         Training keys of the adaptation to each scan; ``None`` takes the network as it is, ``{}`` the default.
     device, precision
@@ -89,7 +90,7 @@ class TweedieInferer(Inferer):  # type: ignore[misc]
 
     def __init__(self, job: DenoiseJob) -> None:
         super().__init__()
-        self.job = job
+        self.job, self.learned_counts = job, job.model is not None and learned_counts(job.model)
 
     def __call__(self, inputs: MetaTensor, network: nn.Module, *_: Any, **__: Any) -> MetaTensor:
         """Denoise.
@@ -114,11 +115,11 @@ class TweedieInferer(Inferer):  # type: ignore[misc]
         ModelError
             If the network is no score network, or of another dimension.
         """
-        score = _score_network(network)
+        start = ScoreModel(_score_network(network), learned_counts=self.learned_counts)
         scans = scans_with_noise(inputs[0])
         began = time.perf_counter()
         with torch.enable_grad(), open_tracker(False, experiment="", run_name="", directory=Path()) as tracker:
-            model = self.job.fitted(scans, ScoreModel(score), modality_named(str(self.job.modality)), tracker)
+            model = self.job.fitted(scans, start, modality_named(str(self.job.modality)), tracker)
         fitted = time.perf_counter()
         parts = self.job.denoise(scans, model)
         times = {"training_time_s": fitted - began, "denoising_time_s": time.perf_counter() - fitted}
@@ -169,7 +170,7 @@ class ScoreInferer(Inferer):  # type: ignore[misc]
 
 
 class RiskInferer(Inferer):  # type: ignore[misc]
-    """The clean-free figure of held-out blocks: Stein's unbiased risk estimate, summed.
+    """The clean-free figure of held-out blocks, summed: Stein's unbiased risk estimate, or that by count splitting.
 
     Parameters
     ----------
@@ -177,14 +178,22 @@ class RiskInferer(Inferer):  # type: ignore[misc]
         As for :meth:`n2s_med.compute.Compute.choose`.
     seed
         Seed of the probes: the same at every check, so that checks compare.
+    kept_counts
+        Share of few whole counts that the network is shown; 0 splits none.
     """
 
-    def __init__(self, device: str | torch.device = "auto", precision: PrecisionName = "auto", seed: int = 0) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "auto",
+        precision: PrecisionName = "auto",
+        seed: int = 0,
+        kept_counts: float = KEPT,
+    ) -> None:
         super().__init__()
-        self.score, self.seed = ScoreInferer(device, precision), seed
+        self.score, self.seed, self.kept = ScoreInferer(device, precision), seed, kept_counts
 
     def __call__(self, inputs: Mapping[str, Any], network: Callable[..., Tensor], *_: Any, **__: Any) -> Tensor:
-        """Return the summed squared error and noise variance, in one unit, shape (2,).
+        """Return the summed squared error and noise variance in one unit, the blocks of whole counts, and all blocks.
 
         Parameters
         ----------
@@ -196,7 +205,7 @@ class RiskInferer(Inferer):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(self.seed)
         blocks: Sequence[HeldOut] = inputs["blocks"]
         sums = [self._risk(block, inputs["centre"], network, generator) for block in blocks]
-        return torch.stack(sums).sum(0) if sums else torch.zeros(2)
+        return torch.stack(sums).sum(0) if sums else torch.zeros(4)
 
     def _risk(
         self, block: HeldOut, centre: float, network: Callable[..., Tensor], generator: torch.Generator
@@ -206,8 +215,8 @@ class RiskInferer(Inferer):  # type: ignore[misc]
         def g(v: Tensor) -> Tensor:
             return self.score(v - centre, network, traits).cpu()
 
-        white = torch.randn(block.u.shape, generator=generator)
         with torch.no_grad():
-            error, variance = risk_terms(g, block.u, block.noise, white)
+            error, variance = held_out_risk(g, block, self.kept, generator)
         unit = variance.mean()
-        return torch.stack([(term[block.inside] / unit).sum() for term in (error, variance)])
+        risk = [(term[block.inside] / unit).sum() for term in (error, variance)]
+        return torch.stack([*risk, torch.tensor(float(are_counts(block, self.kept))), torch.ones(())])

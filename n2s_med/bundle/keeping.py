@@ -12,8 +12,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
+from n2s_med.bundle.network import learned_counts, save_weights
 from n2s_med.errors import ModelError
-from n2s_med.score.model import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -30,26 +30,37 @@ class Best:
     patience
         Checks without improvement after which training stops.
     given
-        Whether training starts from given weights. An error cannot be below zero: where its estimate for these is,
-        it can judge nothing, and they are kept.
+        File of the weights that training starts from, if it does. An error cannot be below zero: where its estimate
+        for these is, it can judge nothing, and they are kept. (By count splitting it may be, by chance, and judges.)
     """
 
-    def __init__(self, network: nn.Module, file: str, patience: int, given: bool = False) -> None:
+    def __init__(self, network: nn.Module, file: str, patience: int, given: str | None = None) -> None:
         self.network, self.file, self.patience, self.given = network, Path(file), patience, given
         self.first: float | None = None
         self.risk, self.waited = math.inf, 0
 
-    def take(self, risk: float, *, save: bool) -> bool:
-        """Take a figure, keep the weights if it is the lowest, and say whether to go on."""
+    def take(self, risk: float, *, save: bool, counts: bool = False) -> bool:
+        """Take a figure, keep the weights if it is the lowest, and say whether to go on.
+
+        Parameters
+        ----------
+        risk
+            The figure.
+        save
+            Whether to write the file.
+        counts
+            Whether it is that of whole counts, by splitting them where they are few; training learns by it too.
+        """
+        learned = counts
         if self.first is None:
             self.first = risk
+            learned = self.given is not None and learned_counts(self.given)
         self.waited += 1
         if risk < self.risk:
             self.risk, self.waited = risk, 0
             if save:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                save_tensors({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, self.file)
-        if self.given and self.first <= 0:
+                save_weights(self.network, self.file, learned_counts=learned)
+        if self.given is not None and self.first <= 0 and not counts:
             log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
             return False
         return self.waited < self.patience
@@ -71,7 +82,7 @@ class BestHandler:
     best
         What is kept.
     evaluator
-        Validation engine, whose ``risk`` decides.
+        Validation engine, whose ``risk`` decides; ``whole_counts`` of one says that it was estimated by splitting.
     save
         Whether this process writes the file.
     """
@@ -84,7 +95,8 @@ class BestHandler:
         self.evaluator.add_event_handler(Events.COMPLETED, self._check, engine)
 
     def _check(self, trainer: Engine) -> None:
-        if not self.best.take(float(self.evaluator.state.metrics["risk"]), save=self.save):
+        figures = self.evaluator.state.metrics
+        if not self.best.take(float(figures["risk"]), save=self.save, counts=figures.get("whole_counts") == 1):
             trainer.terminate()
 
 

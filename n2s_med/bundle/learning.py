@@ -12,31 +12,32 @@ from torch import Tensor, nn
 
 from n2s_med.bundle.processes import unwrapped
 from n2s_med.errors import N2SError
-from n2s_med.score import OBJECTIVES, ScoreOptimizer
+from n2s_med.score import ScoreOptimizer, TotalUnitNoise
+from n2s_med.score.splitting import KEPT, deviance
 
 
-def perturbed_batch(
+def patch_batch(
     batch: Mapping[str, Tensor], device: Any, non_blocking: bool = False, **_: Any
 ) -> tuple[Tensor, Tensor, tuple[Tensor], dict[str, Any]]:
-    """What the trainer hands its inferer: perturbed patches (N, 1, spatial), targets (N, 3, spatial), traits."""
+    """What the trainer hands its inferer: patches as shown (N, 1, spatial), targets (N, 4, spatial), traits."""
     shown, target, traits = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "target", "traits"))
     return shown, target, (traits,), {}
 
 
-class PerturbationLoss(nn.Module):
-    """Loss of a training objective: mean squared error over the voxels that are learned from.
+class PatchLoss(nn.Module):
+    """Loss over the voxels that are learned from: that of the perturbation, or the deviance of whole counts left out.
 
     Parameters
     ----------
-    objective
-        A key of :data:`n2s_med.score.OBJECTIVES`.
     sigma_a
         Perturbation, in standard deviations of the noise.
+    kept_counts
+        Share of few whole counts that the network is shown.
     """
 
-    def __init__(self, objective: str = "total-unit-noise", sigma_a: float = 0.5) -> None:
+    def __init__(self, sigma_a: float = 0.5, kept_counts: float = KEPT) -> None:
         super().__init__()
-        self.objective = OBJECTIVES[objective](sigma_a)
+        self.objective, self.kept = TotalUnitNoise(sigma_a), kept_counts
 
     def forward(self, score: Tensor, target: Tensor) -> Tensor:
         """Return the loss.
@@ -46,19 +47,25 @@ class PerturbationLoss(nn.Module):
         score
             The network's answer (N, 1, spatial).
         target
-            Data, perturbation ``L u`` and weight (N, 3, spatial).
+            As :class:`~n2s_med.bundle.DrawPatchesd` gives it (N, 4, spatial).
 
         Raises
         ------
         N2SError
             If the loss is not finite: NaN stops the run.
         """
-        u, colored, weight = torch.split(target, 1, dim=1)
-        error = self.objective.error(u, self.objective.perturbed(u, colored), score, colored)
+        data, drawn, weight, split = torch.split(target, 1, dim=1)
+        error = torch.stack([self._error(*patch) for patch in zip(score, data, drawn, split, strict=True)])
         loss: Tensor = (error * weight).sum() / weight.sum().clamp_min(1)
         if not bool(torch.isfinite(loss)):
             raise N2SError("the training loss is not finite", remedy="lower --learning_rate, or check the scans")
         return loss
+
+    def _error(self, score: Tensor, data: Tensor, drawn: Tensor, split: Tensor) -> Tensor:
+        """Error per voxel of a patch."""
+        if split.any():
+            return deviance(score, data, drawn, self.kept)
+        return self.objective.error(data, self.objective.perturbed(data, drawn), score, drawn)
 
 
 class EpochOptimizer(torch.optim.Optimizer):

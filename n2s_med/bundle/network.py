@@ -14,6 +14,9 @@ from n2s_med.noise import NoiseModel
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.score.model import PACKAGED, load_tensors, save_tensors
 
+LEARNED_COUNTS = "learned_counts"
+"""What a file of weights calls their having been learned from whole counts."""
+
 
 def weights_of(bundle_root: str, spatial_dims: int = 3) -> str:
     """The weights that a bundle works with: its own, else the base weights of the package.
@@ -40,6 +43,43 @@ def best_file(ckpt_dir: str, spatial_dims: int = 3) -> str:
 def _dims_of(file: Path) -> int:
     """Dimensions of a network: its convolutions have two axes more."""
     return max((tensor.ndim - 2 for tensor in _state_of(file).values()), default=0)
+
+
+def save_weights(network: nn.Module, file: Path, *, learned_counts: bool) -> None:
+    """Save weights as MONAI keeps them, and what they were learned from in the metadata that PyTorch keeps with them.
+
+    Parameters
+    ----------
+    network
+        The network.
+    file
+        Where they go.
+    learned_counts
+        Whether they were learned from whole counts, split where they are few.
+    """
+    state = network.state_dict()
+    state.update({name: tensor.cpu() for name, tensor in state.items()})
+    state._metadata[""][LEARNED_COUNTS] = learned_counts  # type: ignore[attr-defined]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(state, file)
+
+
+def learned_counts(file: str | Path) -> bool:
+    """Whether the weights in a file were learned from whole counts, and so hold however few the counts are.
+
+    Parameters
+    ----------
+    file
+        Weights as MONAI saves them, or a model of ``n2s-med train``.
+
+    Raises
+    ------
+    ModelError
+        If it is missing or damaged.
+    """
+    saved = load_tensors(Path(file))
+    told = saved if "state" in saved else getattr(saved, "_metadata", {}).get("", {})
+    return bool(told.get(LEARNED_COUNTS, False))
 
 
 def _state_of(file: Path) -> dict[str, Tensor]:

@@ -21,8 +21,9 @@ from n2s_med.jobs.outcome import Outcome
 from n2s_med.jobs.places import slug
 from n2s_med.jobs.scans import Scan, place_of, scans_of
 from n2s_med.modalities import modality_named
-from n2s_med.score import OBJECTIVES
+from n2s_med.score import TotalUnitNoise
 from n2s_med.score.patches import PatchSampler
+from n2s_med.score.splitting import KEPT, are_split, split
 from n2s_med.volumes import Source, read, valid_mask
 
 NOISE = "noise"
@@ -208,11 +209,12 @@ class HeldOutd(MapTransform):  # type: ignore[misc]
         return {key: {"blocks": source.held_out, "centre": source.centre} for key, source in sources.items()}
 
 
-class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Draw patches and perturb them; an item becomes a list, as with MONAI's random crops.
+class DrawPatchesd(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Draw patches and perturb them, or split them where they are few whole counts; an item becomes a list.
 
-    Each is a dictionary of ``image`` (1, spatial): perturbed unit-noise data about zero; ``target`` (3, spatial):
-    data, perturbation ``L u`` and loss weight; ``traits``: the noise's correlation.
+    Each is a dictionary of ``image`` (1, spatial): what the network is shown, unit-noise data about zero; ``target``
+    (4, spatial): data and perturbation ``L u`` (of split counts: those shown, and the rest), loss weight, and whether
+    counts were split; ``traits``: the noise's correlation.
 
     Parameters
     ----------
@@ -220,18 +222,16 @@ class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         Key of the source of patches.
     patches
         How many to draw.
-    objective
-        A key of :data:`n2s_med.score.OBJECTIVES`.
     sigma_a
         Perturbation, in standard deviations of the noise.
+    kept_counts
+        Share of few whole counts that is shown; 0 perturbs them as other data.
     """
 
-    def __init__(
-        self, keys: KeysCollection, patches: int = 4, objective: str = "total-unit-noise", sigma_a: float = 0.5
-    ) -> None:
+    def __init__(self, keys: KeysCollection, patches: int = 4, sigma_a: float = 0.5, kept_counts: float = KEPT) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.patches, self.objective = patches, OBJECTIVES[objective](sigma_a)
+        self.patches, self.objective, self.kept = patches, TotalUnitNoise(sigma_a), kept_counts
 
     def __call__(self, data: Data) -> list[dict[str, Tensor]]:
         """Draw from an item's source."""
@@ -244,11 +244,17 @@ class DrawPerturbedd(RandomizableTransform, MapTransform):  # type: ignore[misc]
         patch = source.draw(generator)
         if len(set(patch.u.shape[2:])) > 1:  # a scan shorter than the patch along an axis: patches must stack
             patch = replace(patch, order=tuple(range(source.spatial_dims)))
-        colored = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
-        u = patch.u - source.centre
-        shown = torch.cat((self.objective.perturbed(u, colored), u, colored, patch.weight), dim=1)
-        shown = patch.augment(shown)[0].contiguous()
-        return {"image": shown[:1], "target": shown[1:], "traits": patch.noise.correlation.traits}
+        counts = are_split(patch, self.kept)
+        if counts:
+            ((data, drawn),) = split(patch.u, self.kept, 1, generator)
+            shown = data - source.centre
+        else:
+            drawn = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
+            data = patch.u - source.centre
+            shown = self.objective.perturbed(data, drawn)
+        told = torch.cat((shown, data, drawn, patch.weight, torch.full_like(shown, counts)), dim=1)
+        turned = patch.augment(told)[0].contiguous()
+        return {"image": turned[:1], "target": turned[1:], "traits": patch.noise.correlation.traits}
 
 
 class MeasureScand(MapTransform):  # type: ignore[misc]

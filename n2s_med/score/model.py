@@ -167,10 +167,10 @@ def load_tensors(file: Path) -> dict[str, Any]:
     return saved
 
 
-def save_tensors(content: Mapping[str, Any], path: Path) -> None:
+def save_tensors(content: dict[str, Any], path: Path) -> None:
     """Write ``content`` with torch, whole or not at all, in place of what was there."""
     serialised = io.BytesIO()
-    torch.save(dict(content), serialised)
+    torch.save(content, serialised)
     with whole(path, overwrite=True, needed_bytes=serialised.tell()) as partial:
         partial.write_bytes(serialised.getbuffer())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from n2s_med.errors import ConfigurationError
 from n2s_med.score.objectives import OBJECTIVES
+from n2s_med.score.splitting import KEPT
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TrainingConfig:
     antithetic: bool = True
     objective: str = "ar-dae"
     sigma_a: float = 0.5
-    kept_counts: float = 0.8
+    kept_counts: float = KEPT
     learning_rate: float = 0.02
     momentum: float = 0.9
     channels: tuple[int, ...] = (16, 64, 128)

@@ -26,17 +26,12 @@ from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tenso
 from n2s_med.score.network import ScoreUNet
 from n2s_med.score.objectives import OBJECTIVES, Objective
 from n2s_med.score.optimizer import ScoreOptimizer
-from n2s_med.score.patches import HeldOut, Patch, PatchSource
-from n2s_med.score.splitting import COUNTS, counts_of, deviance, left_out, parts_of, split_risk
-from n2s_med.score.stein import risk_terms
+from n2s_med.score.patches import Patch, PatchSource
+from n2s_med.score.splitting import are_counts, are_split, deviance, held_out_risk, split
 from n2s_med.training.config import TrainingConfig
 
 TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
-
-FEW = 20
-"""A patch is split where a count shares its voxel with fewer others, in the mean. Above, its unit-noise data have unit
-noise, and antithetic perturbations learned 0.15 dB more at 50."""
 
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
 """A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
@@ -102,7 +97,7 @@ class Trainer:
         self.checkpoint = directory / "checkpoint.pt" if directory else None
         self.fine_tuning = network is not None
         self.network = (network or _new_network(source, config)).to(compute.device).train()
-        self.identity = _identity(source, config, self.network)
+        self.identity = self._identity()
         self.history = History()
         self.done, self.steps, self.pending = 0, config.steps, 0.0
         self.best = copy_state(self.network)
@@ -165,7 +160,8 @@ class Trainer:
         samples: list[Sample] = []
         for _ in range(self.config.patches):
             patch = self.source.draw(generator)
-            samples += (self._split if self._splits(patch) else self._perturbed)(patch, generator)
+            chosen = self._split if are_split(patch, self.config.kept_counts) else self._perturbed
+            samples += chosen(patch, generator)
         turned = [patch.augment(shown) for patch, shown, _ in samples]
         scores = self._scores(network, turned, [patch.noise.correlation.traits for patch, *_ in samples])
         total = count = torch.zeros((), device=self.compute.device)
@@ -175,21 +171,10 @@ class Trainer:
             count = count + weight.sum()
         return total / count.clamp_min(1)
 
-    def _splits(self, part: Patch | HeldOut) -> bool:
-        """Whether a part of the data is learned by count splitting: whole counts, and few of them."""
-        if not self._counts(part):
-            return False
-        counts = counts_of(part.u)
-        return float(counts.square().sum()) < FEW * float(counts.sum())
-
-    def _counts(self, part: Patch | HeldOut) -> bool:
-        """Whether data are whole counts that may be split."""
-        return self.config.kept_counts > 0 and part.noise.quantum > 0
-
     @property
     def _all_counts(self) -> bool:
-        """Whether all of the data are."""
-        return all(map(self._counts, self.source.held_out))
+        """Whether all of the data are whole counts that may be split."""
+        return all(are_counts(block, self.config.kept_counts) for block in self.source.held_out)
 
     def _perturbed(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         """A patch under one perturbation, or an antithetic pair."""
@@ -204,15 +189,13 @@ class Trainer:
 
     def _split(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         """A patch of whole counts, split once; where others are perturbed in pairs twice, leaving none out twice."""
-        kept, counts = self.config.kept_counts, counts_of(patch.u)
-        rests = left_out(counts, 1 - kept, min(2, parts_of(kept)) if self.config.antithetic else 1, generator)
+        kept = self.config.kept_counts
 
-        def sample(rest: Tensor) -> Sample:
-            shown = COUNTS.to_unit(counts - rest)
+        def sample(shown: Tensor, rest: Tensor) -> Sample:
             given = [t.to(self.compute.device) for t in (shown, rest)]
             return patch, shown, lambda score: deviance(self.objective.scale * score, given[0], given[1], kept)
 
-        return [sample(rest) for rest in rests]
+        return [sample(*pair) for pair in split(patch.u, kept, 2 if self.config.antithetic else 1, generator)]
 
     def _scores(self, network: ScoreUNet, shown: Sequence[Tensor], traits: Sequence[Tensor]) -> Sequence[Tensor]:
         """The network's answers, in one batch where the patches are of one shape."""
@@ -257,11 +240,7 @@ class Trainer:
             def g(v: Tensor, traits: Tensor = traits) -> Tensor:
                 return self._answer(network, v, traits).cpu() * self.objective.scale
 
-            if self._splits(block):
-                error, variance = split_risk(g, block.u, self.config.kept_counts, generator)
-            else:
-                white = torch.randn(block.u.shape, generator=generator)
-                error, variance = risk_terms(g, block.u, block.noise, white)
+            error, variance = held_out_risk(g, block, self.config.kept_counts, generator)
             scale = float(variance.mean())
             risk += float(error[block.inside].sum()) / scale
             noise += float(variance[block.inside].sum()) / scale
@@ -306,6 +285,14 @@ class Trainer:
         return max(self.config.checks, int(self.config.seconds / fastest))
 
     # -- checkpoints -----------------------------------------------------------------------------------
+
+    def _identity(self) -> str:
+        """Hash of everything that determines the run but its budget in seconds."""
+        keys = {key: value for key, value in asdict(self.config).items() if key != "seconds"}
+        digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
+        digest.update(ScoreModel(self.network).hash.encode())
+        digest.update(self.source.fingerprint().encode())
+        return digest.hexdigest()
 
     def _save(self) -> None:
         if self.checkpoint is None:
@@ -361,12 +348,3 @@ def _new_network(source: PatchSource, config: TrainingConfig) -> ScoreUNet:
         network = ScoreUNet(source.spatial_dims, config.channels)
     network.centre.fill_(source.centre)
     return network
-
-
-def _identity(source: PatchSource, config: TrainingConfig, start: ScoreUNet) -> str:
-    """Hash of everything that determines the run but its budget in seconds."""
-    keys = {key: value for key, value in asdict(config).items() if key != "seconds"}
-    digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
-    digest.update(ScoreModel(start).hash.encode())
-    digest.update(source.fingerprint().encode())
-    return digest.hexdigest()

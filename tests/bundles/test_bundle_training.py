@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from bundle_runs import (
     TINY,
     cause,
     command,
+    count_scan,
     files_of,
     network_of,
     run,
@@ -27,12 +29,12 @@ from torch import Tensor
 
 from n2s_med.bundle import (
     Best,
-    DrawPerturbedd,
+    DrawPatchesd,
     EpochOptimizer,
     EstimateNoised,
     HeldOutd,
     LoadScand,
-    PerturbationLoss,
+    PatchLoss,
     RiskInferer,
     ScoreInferer,
     ToPatchesd,
@@ -40,8 +42,11 @@ from n2s_med.bundle import (
     scan_items,
     score_network,
 )
+from n2s_med.bundle.network import learned_counts
+from n2s_med.bundle.transforms import OUTCOME
 from n2s_med.errors import ConfigurationError, ModelError, N2SError
-from n2s_med.score import OBJECTIVES
+from n2s_med.score import TotalUnitNoise
+from n2s_med.score.splitting import COUNTS, counts_of, deviance, split_risk
 
 
 @pytest.fixture
@@ -191,11 +196,39 @@ def test_a_training_takes_mixed_precision_and_a_cache_on_disk(ct, ct_scan):
     assert all(torch.allclose(ends[0][name], ends[2][name], atol=0.02) for name in ends[0])
 
 
-def test_a_figure_below_zero_keeps_the_weights_given(tmp_path):
-    network = network_of(3)
-    best = Best(network, str(tmp_path / "model.pt"), patience=9, given=True)
-    assert not best.take(-0.1, save=True)
-    assert Best(network, str(tmp_path / "model.pt"), patience=9).take(-0.1, save=True)
+def test_a_figure_below_zero_keeps_the_weights_given(ct):
+    network, file = network_of(3), str(ct / "models" / "model.pt")
+    assert not Best(network, file, patience=9, given=file).take(-0.1, save=True)
+    assert Best(network, file, patience=9).take(-0.1, save=True)
+    assert Best(network, file, patience=9, given=file).take(-0.1, save=True, counts=True)  # split counts still judge
+
+
+def test_weights_learned_from_few_whole_counts_are_used_as_such(tmp_path):
+    pet, scan = small_bundle("pet_poisson", tmp_path / "pet"), count_scan(tmp_path / "counts.nii.gz")
+    start, keys = pet / "models" / "model.pt", {"flips": False, "precision": "fp32", "overwrite": True}
+
+    def inferred(**told: Any) -> tuple[bool, Tensor]:
+        made = run(pet, "inference", kind="infer", dataset_dir=str(scan), **keys, **told)
+        denoised = made.evaluator.state.output["pred"]
+        return denoised.meta[OUTCOME].model.learned_counts, denoised.as_tensor().clone()
+
+    assert not learned_counts(start)
+    assert not inferred()[0]
+    longer = TINY | {"steps_per_epoch": 20, "learning_rate": 0.02, "ema_decay": 0}
+    made = run(pet, "train", dataset_dir=str(scan), **longer)
+    assert made.evaluator.state.metrics["whole_counts"] == 1
+    assert learned_counts(start)
+    score_network(3, SMALL).load_state_dict(torch.load(start, weights_only=True))  # no key but the network's
+    told, denoised = inferred()
+    assert told
+    state = dict(torch.load(start, weights_only=True))  # as any other tool would save them
+    torch.save(state, tmp_path / "plain.pt")
+    told, otherwise = inferred(ckpt_path=str(tmp_path / "plain.pt"))
+    assert not told
+    assert not torch.equal(denoised, otherwise)  # there the sums of neighbours decide
+    stays = TINY | {"learning_rate": 1e-12}
+    run(pet, "train", dataset_dir=str(scan), ckpt_dir=str(tmp_path / "again"), **stays)
+    assert learned_counts(tmp_path / "again" / "model.pt")
 
 
 def test_evaluation_compares_with_a_reference_where_there_is_one(ct, tmp_path):
@@ -214,45 +247,68 @@ def test_evaluation_compares_with_a_reference_where_there_is_one(ct, tmp_path):
 # -- the parts ---------------------------------------------------------------------------------------------
 
 
-def item_of(path: Path, *, patch: int = 12) -> dict[str, object]:
-    """A CT scan as a source of patches."""
-    item = ToPatchesd("image", patch=patch)(EstimateNoised("image", "ct")(LoadScand("image")({"image": str(path)})))
-    return dict(item)
+def item_of(path: Path, *, patch: int = 12, modality: str = "ct") -> dict[str, Any]:
+    """A scan as a source of patches."""
+    item = EstimateNoised("image", modality)(LoadScand("image")({"image": str(path)}))
+    return dict(ToPatchesd("image", patch=patch)(item))
 
 
 def test_patches_are_perturbed_as_the_objective_says(ct_scan):
     item = item_of(ct_scan)
-    draw = DrawPerturbedd("image", patches=3, sigma_a=0.5)
+    draw = DrawPatchesd("image", patches=3, sigma_a=0.5)
     draw.set_random_state(0)
     rows = draw(item)
     assert len(rows) == 3
     for row in rows:
-        u, colored, weight = row["target"]
-        expected = OBJECTIVES["total-unit-noise"](0.5).perturbed(u, colored)
-        torch.testing.assert_close(row["image"][0], expected)
+        u, colored, weight, split = row["target"]
+        torch.testing.assert_close(row["image"][0], TotalUnitNoise(0.5).perturbed(u, colored))
         assert set(weight.unique().tolist()) <= {0.0, 1.0}
+        assert not split.any()
         assert row["traits"].shape == (6,)
     draw.set_random_state(0)
     assert torch.equal(draw(item)[0]["image"], rows[0]["image"])
 
 
 def test_patches_of_a_scan_shorter_than_they_are_stack(ct_scan):
-    draw = DrawPerturbedd("image", patches=12)
+    draw = DrawPatchesd("image", patches=12)
     draw.set_random_state(0)
     rows = draw(item_of(ct_scan, patch=24))
     assert {tuple(row["image"].shape) for row in rows} == {(1, 24, 24, 20)}
 
 
-def test_the_loss_is_that_of_the_objective_over_the_learned_voxels():
+@pytest.mark.parametrize("kept", [0.8, 0.0])
+def test_few_whole_counts_are_split(tmp_path, kept):
+    item = item_of(count_scan(tmp_path / "counts.nii.gz"), modality="pet")
+    draw = DrawPatchesd("image", patches=4, kept_counts=kept)
+    draw.set_random_state(0)
+    for row in draw(item):
+        shown, rest, _, split = row["target"]
+        assert split.bool().all() == split.any() == (kept > 0)
+        if kept:
+            torch.testing.assert_close(row["image"][0] + item["image"].centre, shown)
+            assert torch.equal(rest, rest.round())
+            counts = COUNTS.from_unit(shown)
+            torch.testing.assert_close(counts, counts.round(), atol=1e-3, rtol=0)
+            assert float(counts.sum() / (counts + rest).sum()) == pytest.approx(kept, abs=0.02)
+
+
+def test_the_loss_is_that_of_each_patch_over_the_learned_voxels():
     generator = torch.Generator().manual_seed(0)
     u, colored, score = (torch.randn(2, 1, 6, 6, 6, generator=generator) for _ in range(3))
     weight = (torch.rand(2, 1, 6, 6, 6, generator=generator) > 0.3).float()
-    objective = OBJECTIVES["dsm"](0.5)
-    error = objective.error(u, objective.perturbed(u, colored), score, colored)
-    loss = PerturbationLoss("dsm", 0.5)(score, torch.cat((u, colored, weight), dim=1))
-    torch.testing.assert_close(loss, error[weight > 0].mean())
+    shown, rest = COUNTS.to_unit(torch.tensor(3.0)).expand_as(u[1:]), torch.ones_like(u[1:])
+    objective = TotalUnitNoise(0.5)
+    errors = torch.cat(
+        (
+            objective.error(u[:1], objective.perturbed(u[:1], colored[:1]), score[:1], colored[:1]),
+            deviance(score[1:], shown, rest, 0.75),
+        )
+    )
+    split = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand_as(u)
+    target = torch.cat((torch.cat((u[:1], shown)), torch.cat((colored[:1], rest)), weight, split), dim=1)
+    torch.testing.assert_close(PatchLoss(0.5, 0.75)(score, target), errors[weight > 0].mean())
     with pytest.raises(N2SError, match="not finite"):
-        PerturbationLoss()(score * math.nan, torch.cat((u, colored, weight), dim=1))
+        PatchLoss()(score * math.nan, target)
 
 
 def test_the_optimizer_takes_the_steps_of_the_packages_own():
@@ -280,9 +336,27 @@ def test_the_clean_free_figure_is_one_for_a_network_that_does_nothing(ct_scan):
         return torch.zeros_like(v)
 
     held_out = HeldOutd("image")(item_of(ct_scan))["image"]
-    error, noise = RiskInferer("cpu", "fp32")(held_out, nothing)
-    assert float(error / noise) == pytest.approx(1)
+    error, noise, counts, blocks = RiskInferer("cpu", "fp32")(held_out, nothing).tolist()
+    assert error / noise == pytest.approx(1)
     assert int(noise) == sum(int(block.inside.sum()) for block in held_out["blocks"])
+    assert (counts, blocks) == (0, len(held_out["blocks"]))
+
+
+def test_the_clean_free_figure_of_few_whole_counts_is_by_splitting(tmp_path):
+    held_out = HeldOutd("image")(item_of(count_scan(tmp_path / "counts.nii.gz"), modality="pet"))["image"]
+    network, generator, sums = network_of(3).eval(), torch.Generator().manual_seed(0), torch.zeros(2)
+    for block in held_out["blocks"]:
+
+        def g(v: Tensor) -> Tensor:
+            return network(v - held_out["centre"], torch.zeros(1, 6))
+
+        error, variance = split_risk(g, block.u, 0.8, generator)
+        sums += torch.stack([(part[block.inside] / variance.mean()).sum() for part in (error, variance)])
+        assert torch.equal(counts_of(block.u), counts_of(block.u).round())
+    found = RiskInferer("cpu", "fp32", kept_counts=0.8)(held_out, network)
+    torch.testing.assert_close(found[:2], sums)
+    assert found[2] == found[3] == len(held_out["blocks"])
+    assert RiskInferer("cpu", "fp32", kept_counts=0)(held_out, network)[2] == 0
 
 
 def test_mixed_precision_is_close_and_comes_back_in_float32():
