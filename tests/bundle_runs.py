@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from n2s_med.bundle import score_network
+from n2s_med.bundle import DenoisingNetwork, score_network
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
 from n2s_med.score import ScoreUNet
 
@@ -87,6 +88,30 @@ def count_scan(path: Path) -> Path:
 def values_of(path: Path) -> Any:
     """Voxels of a NIfTI image."""
     return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+
+
+def exported_inputs(dims: int, law: NoiseModel | None) -> list[torch.Tensor]:
+    """Inputs of an exported network, of another shape than those that the exporters saw."""
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn((3, 1, 9, 14, 11)[: 2 + dims], generator=generator)
+    traits = torch.rand(3, 2 * dims, generator=generator) / 2
+    return [v, traits] if law is None else [law.from_unit(12 + v), law.from_unit(torch.full((3,), 12.0)), traits]
+
+
+def check_exports(files: Sequence[Path], dims: int, law: NoiseModel | None) -> None:
+    """Hold what was exported as ONNX, by ``torch.export`` and as TorchScript to the network."""
+    import onnxruntime  # not in the environments of the consumers
+
+    inside = network_of(dims).eval()
+    subject = inside if law is None else DenoisingNetwork(inside, law)
+    inputs = exported_inputs(dims, law)
+    session = onnxruntime.InferenceSession(files[0])
+    feed = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    with torch.no_grad():
+        expected = subject(*inputs)
+        assert np.allclose(session.run(None, feed)[0], expected.numpy(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.export.load(files[1]).module()(*inputs), expected)
+        torch.testing.assert_close(torch.jit.load(files[2])(*inputs), expected)
 
 
 def files_of(bundle: Path, *configs: str) -> list[str]:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
-from bundle_runs import DIMS, network_of, small_bundle
+from bundle_runs import DIMS, check_exports, exported_inputs, network_of, small_bundle
 
 from n2s_med.bundle import DenoisingNetwork, network
 from n2s_med.bundle.__main__ import main
-from n2s_med.noise import Gaussian, NoiseModel, Poisson
+from n2s_med.noise import Gaussian, Poisson
 from n2s_med.score import ScoreModel
-
-
-def inputs_of(dims: int, law: NoiseModel | None) -> list[torch.Tensor]:
-    """Inputs of another shape than those that the exporters saw."""
-    generator = torch.Generator().manual_seed(1)
-    v = torch.randn((3, 1, 9, 14, 11)[: 2 + dims], generator=generator)
-    traits = torch.rand(3, 2 * dims, generator=generator) / 2
-    return [v, traits] if law is None else [law.from_unit(12 + v), law.from_unit(torch.full((3,), 12.0)), traits]
 
 
 @pytest.mark.parametrize(
@@ -39,21 +29,12 @@ def test_exports_give_what_the_network_gives(name, law, words, tmp_path, capsys)
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
     stem = "model" if law is None else "denoiser"
     assert [file.name for file in files] == [f"{stem}.onnx", f"{stem}.pt2", f"{stem}.ts"]
-    inside = network_of(DIMS[name]).eval()
-    subject = inside if law is None else DenoisingNetwork(inside, law)
-    inputs = inputs_of(DIMS[name], law)
-    session = onnxruntime.InferenceSession(files[0])
-    feed = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), inputs, strict=True)}
-    with torch.no_grad():
-        expected = subject(*inputs)
-        assert np.allclose(session.run(None, feed)[0], expected.numpy(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.export.load(files[1]).module()(*inputs), expected)
-        torch.testing.assert_close(torch.jit.load(files[2])(*inputs), expected)
+    check_exports(files, DIMS[name], law)
 
 
 def test_the_tweedie_step_is_that_of_the_law():
     inside, law = network_of(3).eval(), Poisson(0.5)
-    y, typical, traits = inputs_of(3, law)
+    y, typical, traits = exported_inputs(3, law)
     with torch.no_grad():
         found = DenoisingNetwork(inside, law)(y, typical, traits)
         for row in range(len(y)):

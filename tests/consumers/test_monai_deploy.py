@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from bundle_runs import BUNDLES, run, small_bundle
+from bundle_runs import BUNDLES, DIMS, NAMES, run, small_bundle
 from monai.bundle import ckpt_export
 
 from n2s_med.phantoms import pet_phantom, write_pet_series
@@ -66,8 +66,9 @@ def test_a_study_comes_back_as_the_bundle_gives_it(tmp_path):
     assert derived.ImageType[0] == "DERIVED"
 
 
-def test_the_sdk_reads_the_folder_and_the_exported_network(tmp_path):
-    bundle = small_bundle("ct_gaussian", tmp_path / "ct_gaussian")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sdk_reads_the_folder_and_the_exported_network(name, tmp_path):
+    bundle = small_bundle(name, tmp_path / name)
     file = tmp_path / "model.ts"
     ckpt_export(
         "network_def",
@@ -81,7 +82,7 @@ def test_the_sdk_reads_the_folder_and_the_exported_network(tmp_path):
     folder, exported = (get_bundle_config(str(place), ["inference"]) for place in (bundle, file))
     for parser in (folder, exported):
         parser.update({"bundle_root": str(bundle)})
-    v = torch.randn(1, 1, 9, 17, 12, generator=torch.Generator().manual_seed(0))
+    v = torch.randn((1, 1, 9, 17, 12)[: 2 + DIMS[name]], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = folder.get_parsed_content("network").eval()(v)
         torch.testing.assert_close(torch.jit.load(file)(v), expected)
