@@ -73,6 +73,9 @@ KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
 ROWS = {"scans": "scans kept out", "generated": "generated scans kept out"}
 """What the card calls the scans that judge."""
 
+SHOWN = ("patch", "patches", "sigma_a", "kept_counts", "learning_rate", "seed")
+"""Keys of the training that the card shows."""
+
 BEGIN, END = "<!-- weights -->", "<!-- /weights -->"
 """Around the part of a bundle's card that tells of its weights."""
 
@@ -305,7 +308,7 @@ def _train(
     return {
         "chosen_by": {"base": best.first, "adapted": best.risk},
         "steps": workflow.trainer.state.iteration,
-        **{key: shown.get_parsed_content(key) for key in ("patch", "patches", "sigma_a", "learning_rate", "seed")},
+        **{key: shown.get_parsed_content(key) for key in SHOWN},
     }
 
 
@@ -396,7 +399,8 @@ def weights_section(card: Mapping[str, Any]) -> str:
         f" {scans['chose']} chose the weights, {scans['judged']} judge them",
         "law of the noise": f"as measured, or known: {laws}",
         "training": f"{card['steps']:,} steps of {card['patches']} patches of edge {card['patch']},"
-        f" perturbation {card['sigma_a']:g} noise SDs, learning rate {card['learning_rate']:g}, seed {card['seed']}",
+        f" perturbation {card['sigma_a']:g} noise SDs (few whole counts: {card['kept_counts']:g} of each shown),"
+        f" learning rate {card['learning_rate']:g}, seed {card['seed']}",
         "chosen by": f"{chosen['base']:.3f} noise variances left before, {chosen['adapted']:.3f} after",
         "hardware, time": f"{card['threads']} CPU thread(s), {card['machine']}, torch {card['torch']};"
         f" processor time {card['train_time_s'] / 60:.1f} min",
