@@ -46,6 +46,8 @@ def phantom(name: str) -> Volume:
     """One of the built-in anatomies."""
     if name == "brain":
         return Volume("brain phantom", brain_phantom(), (2.0, 2.0, 2.0))
+    if name == "fine-brain":
+        return Volume("fine brain phantom", brain_phantom((120, 144, 120)), (4 / 3, 4 / 3, 4 / 3))
     if name == "ct":
         hounsfield = ct_phantom()
         return Volume("CT phantom", scaled(hounsfield, hounsfield.max()), (400 / 128, 300 / 96, 240 / 77))

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--volume", nargs="+", type=Path, default=[], help="clean NIfTI volumes, besides any --phantom")
-    add("--phantom", nargs="+", choices=("brain", "ct", "pet"), default=[], help="default: brain")
+    add("--phantom", nargs="+", choices=("brain", "fine-brain", "ct", "pet"), default=[], help="default: brain")
     add("--crop", type=int, help="keep the middle of each volume, at most so many voxels an axis")
     add("--columns", nargs="+", choices=tuple(COLUMNS), default=list(COLUMNS), metavar="COLUMN", help="of %(choices)s")
     add("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), metavar="ARM", help="of %(choices)s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.patches import Patch
-from n2s_med.training.trainer import Sample, Trainer
+from n2s_med.training.trainer import Progress, Sample, Trainer, no_progress
 
 
 class Distiller(Trainer):
@@ -32,6 +33,10 @@ class Distiller(Trainer):
 
     def _identity(self) -> str:
         return super()._identity() + self.teacher.hash
+
+    def trained(self, progress: Progress = no_progress) -> ScoreModel:
+        """A model that averages no flips."""
+        return replace(super().trained(progress), one_pass=True)
 
     def _perturbed(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         (_, shown, _), *_ = super()._perturbed(patch, generator)
