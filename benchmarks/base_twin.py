@@ -105,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scans", nargs="+", type=Path, help="the scans that the base weights were trained on")
     add("--work", type=Path, required=True, help="folder for the twin's checkpoint")
-    add("--model", type=Path, default=Path("base-3d-small"), help="packaged weights, or a model.pt (default %(default)s)")
+    add(
+        "--model",
+        type=Path,
+        default=Path("base-3d-small"),
+        help="packaged weights, or a model.pt (default %(default)s)",
+    )
     add("--phantom", nargs="+", choices=VOLUMES, default=list(VOLUMES), help="default: all")
     add("--columns", nargs="+", choices=tuple(COLUMNS), default=list(COLUMNS), metavar="COLUMN", help="of %(choices)s")
     add("--seeds", type=int, default=3, help="seeds of the noise that is removed (default %(default)s)")
