@@ -18,8 +18,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import onnxruntime
+import onnxscript  # noqa: F401  # here, not in each process
 import pytest
 import torch
+import torch._dynamo  # by the optimizers
 from bundle_runs import (
     BUNDLES,
     DIMS,
