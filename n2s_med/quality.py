@@ -22,6 +22,10 @@ PLANES = 16
 """Planes looked at in one go; bounds the memory."""
 
 
+LEAST_LEVEL = 0.5
+"""Share of the level found to which its interval may reach down."""
+
+
 @dataclass(frozen=True)
 class Residual:
     """The residual in noise standard deviations, over the valid voxels.
@@ -113,9 +117,18 @@ def _neighbours(shape: Sequence[int], axis: int, own: int) -> tuple[tuple[slice,
 
 
 def verdicts(
-    residual: Residual, y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise, figures: Figures
+    residual: Residual,
+    y: Tensor,
+    x_hat: Tensor,
+    valid: Tensor,
+    noise: ScanNoise,
+    figures: Figures,
+    level_interval: tuple[float, float] | None = None,
 ) -> list[Verdict]:
-    """The trust checks of one denoised volume (X, Y, Z), given its :func:`residual_of`."""
+    """The trust checks of one denoised volume (X, Y, Z), given its :func:`residual_of`.
+
+    The interval is that of an estimated level, over the level; a level that was given is not checked.
+    """
     expected = noise.correlation.neighbours  # two axes for a volume of one slice
     excess = max(abs(found - wanted) for found, wanted in zip(residual.neighbours, expected, strict=False))
     step = _verdict(
@@ -124,7 +137,9 @@ def verdicts(
         (0.8, 1.25),
         "Stein's identity puts the best step along the score at one where law and level hold",
     )
+    told = [] if level_interval is None else [_level_told(level_interval[0])]
     return [
+        *told,
         *([] if noise.quantum else [step]),
         _verdict(
             "residual variance",
@@ -158,6 +173,15 @@ def verdicts(
             " rises by no more than one or twice the error that remains",
         ),
     ]
+
+
+def _level_told(least: float) -> Verdict:
+    return _verdict(
+        "noise level",
+        least,
+        (LEAST_LEVEL, 1.0),
+        f"the scan tells its noise: the level may be less than was found, but not below {LEAST_LEVEL:g} of it",
+    )
 
 
 def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: str) -> Verdict:

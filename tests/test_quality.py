@@ -130,6 +130,16 @@ def test_a_perfect_denoiser_passes() -> None:
     assert failed(y, x, ScanNoise(Gaussian(3.0), WHITE), risk=0.0) == set()
 
 
+@pytest.mark.parametrize(("least", "told"), [(0.97, True), (0.0, False)])
+def test_a_level_that_the_scan_does_not_tell_fails(least: float, told: bool) -> None:
+    x, y = smooth()
+    inside, noise = torch.ones_like(y, dtype=torch.bool), ScanNoise(Gaussian(3.0), WHITE)
+    figures = Figures(step=1.0, step_sure=1.0, risk=0.0)
+    checks = verdicts(residual_of(y, x, inside, noise), y, x, inside, noise, figures, (least, 1.03))
+    assert [check.passed for check in checks] == [told] + [True] * (len(checks) - 1)
+    assert checks[0].name == "noise level"
+
+
 @pytest.mark.parametrize("spread", [0.5, 3.0, 10.0, 60.0])
 def test_the_exact_posterior_mean_passes(spread: float) -> None:
     """At every contrast: what noise is left in the estimate is missing in the residual, which follows it so."""

@@ -85,6 +85,8 @@ class NoiseChoice:
         For the log and the report.
     rician
         Whether the scan is MR magnitude so low that the denoised one is to be corrected for its Rician bias.
+    level_interval
+        95 % interval of the level over it, where the level is estimated on flat blocks.
     """
 
     noise: ScanNoise
@@ -92,6 +94,7 @@ class NoiseChoice:
     sentence: str
     warnings: tuple[str, ...] = ()
     rician: bool = False
+    level_interval: tuple[float, float] | None = None
 
     def corrected(self, x_hat: Tensor, valid: Tensor) -> Tensor:
         """The denoised volume, its Rician bias taken off where it has one (X, Y, Z), units of the scan."""
@@ -157,9 +160,11 @@ def choose_noise(
             f"The {default} law that is usual for this modality admits no negative values, and the scan has"
             " some: the gaussian law was taken."
         )
-    if not found.fits and found.better_law and request.law == AUTO and modality is not None and modality.magnitude:
-        warnings.append(_texture(found))
-    elif not found.fits and found.better_law:
+    magnitude = modality is not None and modality.magnitude and found.noise.law.variance_power == 0
+    if magnitude and found.better_law:
+        found, most = found.of_texture(), found
+        warnings.append(_texture(found, most))
+    elif found.better_law:
         told = _poor_fit(found, found.better_law)
         if request.law == AUTO:
             found = _estimate(y, valid, spacing_mm, found.better_law, modality)
@@ -182,7 +187,7 @@ def choose_noise(
     if request.correlation == "white":
         noise = replace(noise, correlation=Correlation.white(noise.correlation.kernel.ndim))
     rician, told_so = _rician(y, valid, noise, modality, request)
-    return NoiseChoice(noise, found, _sentence(found, noise), (*warnings, *told_so), rician)
+    return NoiseChoice(noise, found, _sentence(found, noise), (*warnings, *told_so), rician, found.level_interval)
 
 
 def _estimate(
@@ -269,11 +274,11 @@ def _poor_fit(found: Estimate, better: str) -> str:
     )
 
 
-def _texture(found: Estimate) -> str:
+def _texture(found: Estimate, most: Estimate) -> str:
     return (
         f"Where this scan looks flat its variance goes with the intensity to the power {found.power:.2f}, and noise of"
-        " MR does not: that is texture. The level found is an upper bound, perhaps far above the noise, and fine detail"
-        " may go with it. Give --sigma if you know it."
+        f" MR does not: that is texture, and the level is not told. It is at most that of the texture,"
+        f" {most.noise.law}; taken is what is white beneath, {found.noise.law}. Give --sigma if you know it."
     )
 
 

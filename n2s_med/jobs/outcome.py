@@ -45,7 +45,8 @@ class Outcome:
         scan, part = self.scans[time_point], self.parts[time_point]
         noise = scan.choice.noise
         residual = residual_of(scan.y, part.x_hat, scan.valid, noise)
-        return residual, verdicts(residual, scan.y, part.x_hat, scan.valid, noise, part.figures)
+        interval = scan.choice.level_interval
+        return residual, verdicts(residual, scan.y, part.x_hat, scan.valid, noise, part.figures, interval)
 
     def warnings(self, checks: Sequence[Verdict]) -> list[str]:
         """What must be said of the scan, its noise, the model and the checks that failed."""

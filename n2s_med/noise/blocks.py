@@ -30,6 +30,10 @@ CLIPPED = (0.02, 0.3)
 off at 2 % loses 3 % of its variance, at 30 % half of it. The second share holds where the first leaves too
 few blocks."""
 
+THIN = 3
+"""Slices of a block, up to which their own means are not looked at: thick slices drift against each other, and a
+frequency along so few is far from the next one, so that its neighbours do not tell."""
+
 COUNT_GAP = 0.4
 """Where the lowest value is zero and the next one in the block is so many of its standard deviations away, zero
 is a count as good as any: at the few counts that leave 2 % of zeros, one count is half a standard deviation."""
@@ -77,8 +81,8 @@ class Blocks:
 
     @property
     def varying(self) -> Tensor:
-        """Boolean, shape (F,): all frequencies but the origin."""
-        return self.frequency > 0
+        """Boolean, shape (F,): all frequencies but the origin and, of :data:`THIN` blocks, the means of slices."""
+        return ~means(self.shape).flatten()
 
     def less(self, variation: Variation) -> Blocks:
         """The blocks as if their noise did not vary in space."""
@@ -126,6 +130,18 @@ def blocks_of(
         frequency=torch.stack(grid).square().sum(0).sqrt().flatten(),
         shape=shape,
     )
+
+
+def wide_axes(shape: Sequence[int]) -> list[int]:
+    """The axes along which a block has more than :data:`THIN` voxels."""
+    return [axis for axis, size in enumerate(shape) if size > THIN]
+
+
+def means(shape: Sequence[int]) -> Tensor:
+    """Boolean of a block's shape: the frequencies that do not vary along any of the wide axes."""
+    unseen = torch.zeros(tuple(shape), dtype=torch.bool)
+    unseen[tuple(0 if axis in wide_axes(shape) else slice(None) for axis in range(len(shape)))] = True
+    return unseen
 
 
 def require_enough(count: int) -> None:

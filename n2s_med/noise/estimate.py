@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ class Estimate:
     variation
         5th and 95th percentile over the volume of the noise's standard deviation, relative to the median, where
         it varies in space; else ``None``.
+    white_share
+        Standard deviation of white noise as strong as the noise found is at its weakest frequency, over that of the
+        noise found.
     """
 
     noise: ScanNoise
@@ -76,6 +79,7 @@ class Estimate:
     blocks: int
     rough: bool
     variation: tuple[float, float] | None = None
+    white_share: float = 1.0
 
     @property
     def fits(self) -> bool:
@@ -87,6 +91,16 @@ class Estimate:
         """The law that fits clearly better than a poor one, if there is one."""
         best = min(self.misfit, key=self.misfit.__getitem__)
         return None if self.fits or self.misfit[best] > 0.8 * self.misfit[self.noise.law.name] else best
+
+    def of_texture(self) -> Estimate:
+        """The same where texture passed for flat: the level is not told, and as much as is sure to be noise is taken.
+
+        Texture has its power at low frequencies; at the weakest one, the noise has no more than was measured there.
+        So white noise of that power is taken, and what was found is an upper bound.
+        """
+        most = self.level_interval[1] / self.white_share
+        law, white = self.noise.law.scaled(self.white_share), Correlation.white(self.noise.correlation.kernel.ndim)
+        return replace(self, noise=replace(self.noise, law=law, correlation=white), level_interval=(0.0, most))
 
 
 def estimate(
@@ -149,6 +163,8 @@ def estimate(
     if found.quantum and (width := lattice_near(y[valid], found.quantum)):
         found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
     correlation, neighbours = _correlation(spectrum.correlation, blocks.shape)
+    if points.rough:
+        level_interval = (0.0, level_interval[1])
     quantum = quantum_of(y[valid], found)
     floor = -math.inf if found.variance_power == 0 or quantum else darkest_shade(points)
     return Estimate(
@@ -162,6 +178,7 @@ def estimate(
         blocks=level.blocks,
         rough=points.rough,
         variation=spread,
+        white_share=float(spectrum.power.min()) ** 0.5,
     )
 
 

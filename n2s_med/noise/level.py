@@ -15,7 +15,7 @@ from n2s_med.noise.blocks import require_enough
 from n2s_med.noise.curve import Power, exponent
 from n2s_med.noise.points import Points
 from n2s_med.noise.usable import flat_for
-from n2s_med.noise.variation import Variation, fitted
+from n2s_med.noise.variation import FOLDS, Variation, fitted, folds
 
 BEYOND_CHANCE = 0.025
 """Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum."""
@@ -66,14 +66,10 @@ def level_of(
     rho = exponent(law, power.value)
     used = flat_for(points, rho)
     require_enough(len(used))
-    field = None
+    field, error_of_map = None, 0.0
     if not variation.is_constant:
-        variation = fitted(used, rho, variation.intervals, variation.shape)
-        seen = variation.at(used.centre)
-        field = variation.field().clamp(float(seen.min()), float(seen.max()))
-        middle = float(field.median())
-        field -= middle
-        used = used.less(variation, middle)
+        error_of_map = _error_of_map(used, rho, variation, edges)
+        field, used = _mapped(used, rho, variation)
     centre = float(used.settled(rho))
     away = math.log(typical) if typical > 0 else 0.0
     free = LAWS[law].fixed_power is None and not math.isnan(power.value)
@@ -81,7 +77,7 @@ def level_of(
     rhos = [exponent(law, value) for value in power.draws] if free and power.told else [rho] * len(drawn)
     draws = [float(part.settled(own)) + own * away for part, own in zip(drawn, rhos, strict=True)]
     between = [float(b.settled(rho)) for b in used.bins()]
-    errors = [statistics.stdev(draws), _error_of_mean(between), BEYOND_CHANCE]
+    errors = [statistics.stdev(draws), _error_of_mean(between), BEYOND_CHANCE, error_of_map]
     ends = [0.0]
     if free and power.told:
         at, error = power.error_at
@@ -90,6 +86,23 @@ def level_of(
         ends += [float(used.settled(end)) - centre + (end - rho) * away for end in power.interval]
     error = 2 * math.hypot(*errors)
     return Level(rho, centre, (min(ends) - error, max(ends) + error), field, len(used))
+
+
+def _mapped(points: Points, rho: float, variation: Variation) -> tuple[Tensor, Points]:
+    """The map by the splines of a variation, around its median over the volume, and the points without it."""
+    found = fitted(points, rho, variation.intervals, variation.shape)
+    seen = found.at(points.centre)
+    field = found.field().clamp(float(seen.min()), float(seen.max()))
+    middle = float(field.median())
+    return field - middle, points.less(found, middle)
+
+
+def _error_of_map(points: Points, rho: float, variation: Variation, edges: Sequence[int]) -> float:
+    """Standard error of the level at the map's median, by leaving out a part of the regions in turn (jackknife)."""
+    fold = folds(points.centre, edges)
+    rests = [points.where(fold != part) for part in range(FOLDS) if bool((fold == part).any())]
+    levels = [float(_mapped(rest, rho, variation)[1].settled(rho)) for rest in rests]
+    return _error_of_mean(levels) * (len(levels) - 1)
 
 
 def _error_of_mean(values: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from n2s_med.noise.blocks import Blocks
+from n2s_med.noise.blocks import Blocks, means, wide_axes
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.points import REJECTED, Points
 
@@ -188,10 +188,11 @@ def _share(index: Tensor) -> int:
 
 
 def _smoothed(power: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Average neighbouring frequencies, take the origin from its neighbours, and normalise to mean one."""
+    """Average neighbouring frequencies, take those of means from their neighbours, and normalise to mean one."""
     grid = power.view(shape).clone()
-    nearest = [tuple(int(a == axis) for a in range(len(shape))) for axis in range(len(shape)) if shape[axis] > 1]
-    grid[(0,) * len(shape)] = torch.stack([grid[n] for n in nearest]).mean()
+    across = wide_axes(shape)
+    nearest = [tuple(int(a == axis) if a in across else slice(None) for a in range(len(shape))) for axis in across]
+    grid[means(shape)] = torch.stack([grid[n].flatten() for n in nearest]).mean(0)
     for axis, size in enumerate(shape):
         if size > 2:
             index = torch.arange(-1, size + 1).clamp(0, size - 1)

@@ -136,7 +136,7 @@ def variation_of(
         return fitted(points, rho, one, volume)
     generator = torch.Generator().manual_seed(seed)
     some = points.where(torch.randperm(len(points), generator=generator)[:MOST])
-    fold = _folds(some.centre, edges)
+    fold = folds(some.centre, edges)
     best, least = one, _prediction_error(some, rho, one, volume, fold)
     if least < EXPLAINED:
         return fitted(points, rho, one, volume)
@@ -203,7 +203,7 @@ def _sizes(intervals: Sequence[int]) -> tuple[int, ...]:
     return tuple(count + 2 if count else 1 for count in intervals)
 
 
-def _folds(centre: Tensor, edges: Sequence[int]) -> Tensor:
+def folds(centre: Tensor, edges: Sequence[int]) -> Tensor:
     """Which part of the cross-validation each block belongs to: whole regions, on a slanted chessboard."""
     region = (centre / (REGION_BLOCKS * torch.tensor(edges, dtype=centre.dtype))).floor().long()
     step = torch.tensor([1, 2, 3][: centre.shape[1]])

@@ -60,7 +60,10 @@ def test_variance_that_grows_with_the_intensity_of_mr_is_texture_not_another_law
     choice = chosen(scan(Gamma(40.0)), "mr")
     assert choice.noise.law.name == "gaussian"
     (warning,) = (w for w in choice.warnings if "that is texture" in w)
-    assert "upper bound" in warning
+    assert "the level is not told" in warning
+    assert choice.level_interval is not None
+    assert choice.level_interval[0] == 0
+    assert chosen(scan(Gamma(40.0)), "mr", NoiseRequest("gaussian")).warnings == choice.warnings
 
 
 def test_where_the_modality_s_law_fits_poorly_a_better_one_is_taken_and_told() -> None:
@@ -106,6 +109,7 @@ def test_a_law_given_with_its_level() -> None:
     assert choice.noise.law.parameters == {"sigma": 7.0}
     assert choice.sentence == "gaussian(sigma=7), as given; white"
     assert choice.figures()["sigma"] == 7.0
+    assert choice.level_interval is None
 
 
 @pytest.mark.parametrize("law", [("poisson", {"gain": 1.0}), ("poisson", {}), ("gamma", {"k": 9.0}), ("tweedie", {})])

@@ -442,6 +442,21 @@ def test_thin_slices_and_thick_ones() -> None:
     assert result.noise.law.parameters["sigma"] == pytest.approx(10, rel=0.05)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("slices", [2, 3])
+def test_thick_slices_that_overlap_and_drift(share: float, slices: int) -> None:
+    """Slices take in a share of the next one, and their levels drift by a noise SD: the one is noise, the other not."""
+    kernel = torch.einsum("i,j,k->ijk", torch.tensor([0.5, 1, 0.5]), torch.tensor([0.5, 1, 0.5]), torch.ones(1))
+    white = torch.randn((96, 96, 41), generator=seeded())
+    noise = Correlation.from_kernel(kernel).color(white[..., :-1] + share * white[..., 1:]) / (1 + share**2) ** 0.5
+    x = torch.full_like(noise, 100.0)
+    x[30:60, 40:70] = 400
+    y = x + 10 * noise + 10 * torch.randn(40, generator=seeded(1))
+    result = estimate(y, torch.ones_like(y, dtype=torch.bool), (1.0, 1.0, 8 / slices), "gaussian")
+    assert result.neighbour_correlation == pytest.approx([2 / 3, 2 / 3, share / (1 + share**2)], abs=0.06)
+    assert result.noise.law.parameters["sigma"] == pytest.approx(10, rel=0.05)
+
+
 def test_one_slice() -> None:
     result = found(Gaussian(10.0).sample(balls()[..., 30], seeded()), "gaussian")
     assert result.noise.law.parameters["sigma"] == pytest.approx(10, rel=0.12)
@@ -470,6 +485,24 @@ def test_where_no_block_is_flat_the_least_rough_give_an_upper_bound() -> None:
     assert 3.0 < result.noise.law.parameters["sigma"] < float(ramp.std())
     assert result.rough
     assert result.better_law is None
+    assert result.level_interval[0] == 0
+    assert result.level_interval[1] > 1
+
+
+def test_white_noise_under_texture() -> None:
+    """What passes for flat is texture, of low frequencies: the noise is no stronger than the highest ones."""
+    smooth = Correlation.from_kernel(torch.einsum("i,j,k->ijk", *(torch.hann_window(9)[1:],) * 3)[:7, :7, :7])
+    texture = 40 * smooth.color(torch.randn((64, 64, 64), generator=seeded(3)))
+    y = Gaussian(5.0).sample(500 + texture, seeded())
+    upper = found(y, "gaussian")
+    assert upper.noise.law.parameters["sigma"] > 30
+    result = upper.of_texture()
+    assert result.noise.correlation.is_white
+    sigma = result.noise.law.parameters["sigma"]
+    assert sigma == pytest.approx(5, rel=0.3)
+    low, high = result.level_interval
+    assert low * sigma < 5 < high * sigma
+    assert high * sigma == pytest.approx(upper.level_interval[1] * upper.noise.law.parameters["sigma"])
 
 
 # -- parts ---------------------------------------------------------------------------------------------
