@@ -30,7 +30,7 @@ from n2s_med.score.network import ScoreUNet
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
 from n2s_med.score.stream import Flip, StreamedNetwork
-from n2s_med.uncertainty import MARGIN, Curve, Errors, shared_voxels, smoothed_variance
+from n2s_med.uncertainty import MARGIN, REGION, Curve, Errors, mean_filter, shared_voxels, smoothed_variance
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
@@ -58,6 +58,14 @@ SIDE_BY_SIDE = 1 << 18
 QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
 """Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
 and the number of the probe that is added."""
+
+FAR = 12.0
+"""Noise standard deviations that a voxel's neighbourhood spans, from which the estimate keeps to the values in it. The
+highest of noisy values is above the highest clean one on average (Jensen), the lowest below the lowest; beyond them
+lies no estimate, unless noise alone spans so little that its mean may lie outside."""
+
+CALIBRATED_BY = 4
+"""Probes by which the variance's calibration is measured."""
 
 STEP_RANGE = (0.0, 1.05)
 """The step from SURE is kept within this range: far below one, the level does not hold, little is
@@ -198,7 +206,7 @@ class Denoiser:
         sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
         for region in slabs(shape, self._read_planes(shape)):
             law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
-            estimate = self._estimate(law, y_flat[region], score)
+            estimate = self._held(self._estimate(law, y_flat[region], score), u, region)
             x_hat[region] = torch.where(keep, estimate, y_flat[region])
             if sd is not None:
                 sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
@@ -226,6 +234,20 @@ class Denoiser:
         if self.options.formula == "published":
             return law.tweedie_from_unit(y, score_u)
         return law.mean_from_unit(y, score_u)
+
+    def _held(self, estimate: Tensor, u: UnitData, region: Region) -> Tensor:
+        """The estimate of a region of whole planes, within the values of its neighbourhood where these are far apart.
+
+        What stands out by many noise standard deviations is next to nothing that the network has learned from, and
+        it exaggerates that.
+        """
+        outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (1,))
+        inner, law = within(region, outer), u.noise_at(region).law
+        data, valid = u.y[outer], u.valid[outer]
+        low = -_highest(torch.where(valid, -data, -math.inf))[inner]
+        high = _highest(torch.where(valid, data, -math.inf))[inner]
+        far = law.to_unit(high) - law.to_unit(low) > FAR
+        return torch.where(far, estimate.clamp(low, high), estimate)
 
     def _regained(self, x_hat: Tensor, u: UnitData) -> Tensor:
         """Whole counts: regions keep the mean that the data have; where counts are few for the model, sums decide."""
@@ -390,12 +412,41 @@ class Denoiser:
         figures = Figures(step, best, float(risk))
         if not self.options.sd_probes:
             return figures, Curve()
-        told = torch.cat([self._variance(patch[0, 0], step)[keep] for patch, keep in zip(patches, valid, strict=True)])
+        told = [self._variance(patch[0, 0], step) for patch in patches]
+        said, near = (
+            torch.cat([values[keep] for values, keep in zip(maps, valid, strict=True)])
+            for maps in (told, [mean_filter(values, REGION) for values in told])
+        )
         errors = [
-            Errors.of(*(torch.where(keep, part[0, 0], 0.0) for part in (total, *each)))
-            for total, each, keep in zip(risks, parts, valid, strict=True)
+            self._errors(patch, keep, u.noise_at(box), step, generator)
+            for patch, keep, box in zip(patches, valid, boxes, strict=True)
         ]
-        return figures, Curve.fitted(told, Errors.joined(errors, valid), shared_voxels(self.noise.correlation.kernel))
+        shared = shared_voxels(self.noise.correlation.kernel)
+        return figures, Curve.fitted(said, near, Errors.joined(errors, valid), shared)
+
+    def _errors(self, patch: Tensor, keep: Tensor, noise: ScanNoise, step: float, generator: torch.Generator) -> Errors:
+        """What probes of ±1, whose squares do not scatter, and Stein's identities tell of the error in a patch.
+
+        Of whole counts in the scan's own units, and without the spread of training: here they are what they are.
+        """
+
+        def h(v: Tensor) -> Tensor:
+            return step * self._score(v[0, 0])[None, None]
+
+        alone, found = replace(noise, quantum=0.0), []
+        change = h(patch)
+        for _ in range(CALIBRATED_BY):
+            white = torch.randint(0, 2, patch.shape, generator=generator).float() * 2 - 1
+            if noise.quantum:
+                parts = count_parts(h, patch, alone, white)
+                risk = count_risk(*parts)
+            else:
+                probe = noise.correlation.color(white)
+                answer = probe + response(h, patch, probe)
+                parts = change, probe, answer, torch.ones_like(probe)
+                risk = change.square() + 2 * probe * (answer - probe) + 1
+            found.append(Errors.of(*(torch.where(keep, part[0, 0], 0.0) for part in (risk, *parts))))
+        return Errors.mean(found)
 
     def _step(self, alpha: float) -> float:
         """The step to take: the one given, SURE's within its range, or 1 on a count lattice."""
@@ -468,6 +519,17 @@ class UnitData:
 
     def __getitem__(self, region: Region) -> Tensor:
         return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def _highest(volume: Tensor) -> Tensor:
+    """The highest value of each voxel and its neighbours, along all axes."""
+    for axis, size in enumerate(volume.shape):
+        out = volume.clone()
+        for here, there in ((0, 1), (1, 0)):
+            part = out.narrow(axis, here, size - 1)
+            torch.maximum(part, volume.narrow(axis, there, size - 1), out=part)
+        volume = out
+    return volume
 
 
 def _energy(data: Tensor) -> Tensor:

@@ -20,6 +20,11 @@ from torch.nn import functional as F
 NARROW, WIDE = 2, 6
 """Radii in voxels of the mean filters on the variance map, whose single values are noisy."""
 
+REGION = 4
+"""Radius in voxels of the mean by which voxels are put into bins of the calibration. What a probe says of one voxel and
+Stein's risk there depend on the same noise: bins by the voxels' own variance have a risk too low where that is low, and
+too high where it is high."""
+
 MARGIN = NARROW + 2 * WIDE
 """Voxels around a core whose variance its own depends on."""
 
@@ -65,6 +70,11 @@ class Errors:
         return cls(risk, coarse, left.square(), answer.square() - left.square(), scale)
 
     @classmethod
+    def mean(cls, probed: Sequence[Errors]) -> Errors:
+        """What several probes of one patch say."""
+        return cls(*(torch.stack([getattr(each, part.name) for each in probed]).mean(0) for part in fields(cls)))
+
+    @classmethod
     def joined(cls, patches: Sequence[Errors], inside: Sequence[Tensor]) -> Errors:
         """Those of the voxels ``inside`` of all patches, as vectors."""
 
@@ -103,19 +113,19 @@ class Curve:
     measured: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
-    def fitted(cls, said: Tensor, errors: Errors, shared: float = 1.0) -> Curve:
-        """Fit to voxels, sorted by what is said and cut into bins; the curve is made to rise."""
+    def fitted(cls, said: Tensor, near: Tensor, errors: Errors, shared: float = 1.0) -> Curve:
+        """Fit to voxels, sorted by what is said near them and cut into bins; the curve is made to rise."""
         bins = min(CURVE_BINS, len(said) // CURVE_VOXELS)
         if bins < 2:
             return cls()
         knots, found = [], []
-        for part in said.argsort().tensor_split(bins):
+        for part in near.argsort().tensor_split(bins):
             knots.append(float(said[part].mean()))
             found.append(max(errors.level(part, shared), LEAST * knots[-1]))
-        return cls(torch.tensor(knots), torch.tensor(rising(found)))
+        return cls(torch.tensor([0.0, *rising(knots)]), torch.tensor([0.0, *rising(found)]))
 
     def __call__(self, variance: Tensor) -> Tensor:
-        """The calibrated variance; beyond the knots in proportion, below them as at the first."""
+        """The calibrated variance; beyond the knots in proportion."""
         if not len(self.said):
             return variance
         index = torch.searchsorted(self.said, variance.contiguous()).clamp(1, len(self.said) - 1)

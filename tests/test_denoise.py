@@ -241,6 +241,23 @@ def test_formulas_agree_at_high_counts(law: NoiseModel, scale: float) -> None:
     torch.testing.assert_close(one, other, rtol=max(1e-5, 200 * relative), atol=0)
 
 
+def test_what_stands_far_out_is_not_exaggerated() -> None:
+    """A score that drives single voxels away is stopped by their neighbourhood, in any chunks, and only there."""
+    y = normal(24, 20, 18)
+    y[12, 10, 8], y[5, 5, 5] = 90.0, -70.0
+    y[20, 3, 9] = 4.0
+    valid = torch.ones_like(y, dtype=torch.bool)
+    valid[13, 10, 8] = False
+    y[13, 10, 8] = 500.0  # padding does not count as a neighbour
+    for voxels in (700, 10**9):
+        run = denoiser(analytic(0.05), step=1.0, chunk_voxels=voxels)
+        x_hat = run(y, valid).x_hat
+        assert x_hat[12, 10, 8] == y[12, 10, 8]
+        assert x_hat[5, 5, 5] == y[5, 5, 5]
+        assert x_hat[20, 3, 9] == pytest.approx(4.2)
+        assert x_hat[12, 11, 8] == pytest.approx(1.05 * float(y[12, 11, 8]))
+
+
 def test_scaled_intensities_scale_the_result() -> None:
     y = torch.poisson(torch.full((14, 14, 14), 30.0), generator=seeded())
     model = analytic(-0.5, about=11.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.noise.correlation import Correlation
-from n2s_med.uncertainty import LEAST, Curve, Errors, mean_filter, shared_voxels
+from n2s_med.uncertainty import LEAST, REGION, Curve, Errors, mean_filter, shared_voxels
 
 SHAPE = (48, 48, 48)
 
@@ -52,15 +52,32 @@ def test_the_curve_rises_and_keeps_a_share_of_what_is_said() -> None:
     errors, _ = found(torch.zeros(SHAPE), 0)
     nothing = Errors(*(torch.zeros_like(errors.risk) for _ in range(4)), torch.ones_like(errors.risk))
     said = torch.linspace(0.01, 0.2, errors.risk.numel())
-    curve = Curve.fitted(said, nothing)
+    curve = Curve.fitted(said, said, nothing)
     torch.testing.assert_close(curve.measured, LEAST * curve.said)
-    assert (Curve.fitted(said, errors)(said).diff() >= 0).all()
+    assert (Curve.fitted(said, said, errors)(said).diff() >= 0).all()
+
+
+def test_what_is_said_and_the_risk_may_hang_on_the_same_noise() -> None:
+    """The error is one everywhere; bins by what is said of each voxel would have a risk from below to above it."""
+    shared = normal(0)
+    said = 1 + 0.3 * shared.clamp(-2, 2)
+    risk, one, none = 1 + 2 * shared, torch.ones(SHAPE), torch.zeros(SHAPE)
+    errors = Errors.joined([Errors(risk, none, none, none, one)], [one.bool()])
+    together = Curve.fitted(said.flatten(), mean_filter(said, REGION).flatten(), errors)
+    assert float((together.measured[1:] - 1).abs().max()) < 0.25
+    alone = Curve.fitted(said.flatten(), said.flatten(), errors)
+    assert float((alone.measured[1:] - 1).abs().max()) > 0.8
+
+
+def test_what_probes_say_is_averaged() -> None:
+    many = Errors.mean([found(torch.zeros(SHAPE), 0)[0] for _ in range(2)])
+    torch.testing.assert_close(many.risk, found(torch.zeros(SHAPE), 0)[0].risk)
 
 
 def test_too_few_voxels_leave_the_variance_as_it_is() -> None:
     few = Errors(*(torch.ones(500) for _ in range(5)))
     said = torch.linspace(0, 1, 500)
-    assert torch.equal(Curve.fitted(said, few)(said), said)
+    assert torch.equal(Curve.fitted(said, said, few)(said), said)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 3, 1), (3, 3, 3)], ids=str)
