@@ -73,8 +73,8 @@ class ScoreUNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Voxels of the finest level per voxel of the coarsest."""
-        return 1 << (len(self.channels) - 1)
+        """Voxels of the finest level per voxel of the coarsest; two at least, which inference takes at once."""
+        return 1 << max(1, len(self.channels) - 1)
 
     def forward(self, v: Tensor, traits: Tensor | None = None) -> Tensor:
         """Return the score of ``v``.

@@ -5,8 +5,7 @@ needs, two planes for a convolution. So each voxel of each layer is computed onc
 does not grow with the number of planes; and the result is that of the whole volume in one piece, whatever the chunks.
 Several flips of a volume go side by side: what does not depend on the flip is computed once for all of them.
 
-Planes lie along the last axis of a volume, and along the first spatial axis of everything in here, where convolutions
-run over long rows of memory; so the kernels are turned too.
+Planes lie along the last axis of a volume, and along the first spatial axis of everything in here.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from n2s_med.compute import Compute
+from n2s_med.score.inference import Layers, voxels
 from n2s_med.score.network import SLOPE, ScoreUNet
 
 Chunks = Iterator[Tensor]
@@ -49,17 +49,11 @@ class StreamedNetwork:
 
     def __init__(self, network: ScoreUNet, traits: Tensor, compute: Compute) -> None:
         self.compute = compute
-        self.dtype = torch.bfloat16 if compute.bf16 else torch.float32
-        self.layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
         self.network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
         for level in self.network.encoder:
             level.tell(traits)
-        for layer in self.network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-                layer.weight.data = layer.weight.movedim(-1, 2).contiguous()
-                if layer.kernel_size[0] == 3:
-                    layer.padding = (0, *layer.padding[1:])
-        self.network.to(device=compute.device, dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
+        self.layers = Layers(self.network, compute)
+        self.put = _copy if self.layers.fused else _activate
         self.network.centre = network.centre.to(compute.device)
         self.traits = traits[None].to(compute.device)
 
@@ -69,9 +63,9 @@ class StreamedNetwork:
         Parameters
         ----------
         chunks
-            Float32 unit-noise data (N, X[, Y], planes).
+            Float32 unit-noise data (1, X[, Y], planes).
         flips
-            Over these the score is averaged; axes are counted without N.
+            Over these the score is averaged; axes are counted without the first.
 
         Returns
         -------
@@ -91,7 +85,7 @@ class StreamedNetwork:
         answers = [self._unet(map(partial(self._laid, a), shared.stream(n)), planes) for n, a in enumerate(axes)]
         judged = map(self._judged, Windows(_taken_up(details), 1, repeat=True))
         mean = map(partial(_mean, axes, size), zip(*answers, strict=True))
-        return itertools.starmap(self._score, Together(mean, judged))
+        return itertools.starmap(self._score, Together(_but_first(mean), judged))
 
     def _turned(self, chunk: Tensor) -> Tensor:
         """A chunk with its planes first, on the device."""
@@ -112,7 +106,7 @@ class StreamedNetwork:
         for window in windows:
             detail, base = (part[:, :, 1:-1] for part in self.network.split(window))
             details.append(detail.clone())
-            x = self.network.features(detail, base).to(self.dtype, memory_format=self.layout)
+            x = self.network.features(detail, base).to(self.layers.dtype).contiguous(memory_format=self.layers.layout)
             planes += x.shape[2]
             del window, detail, base  # this waits while the layers run
             yield x
@@ -129,30 +123,27 @@ class StreamedNetwork:
     def _unet(self, x: Chunks, planes: int) -> Chunks:
         """The layers of the network in their order; a skip waits until the way up has come to its planes.
 
-        What follows a convolution is done by who takes its answer, on the way into the next one's window.
+        What oneDNN does not do in passing is done by who takes a convolution's answer, on the way into the next one's
+        window. The answer comes in voxels; its first plane, row and column lie before the volume.
         """
-        skips: list[deque[Tensor]] = [deque() for _ in self.network.up]
-        least = [max(1, (planes >> level) // 2) for level in range(len(self.network.channels))]
-        x = Windows(x, 1, least=least[0])
-        for n, level in enumerate(self.network.encoder):
-            if n:
-                pairs = Windows(x, 0, multiple=2, least=least[n - 1], put=_activate)
-                x = map(partial(_put_down, skips[n - 1]), pairs)
-            x = _convolutions(level.layers, x, least[n])
+        layers, put = self.layers, self.put
+        skips: list[deque[Tensor]] = [deque() for _ in layers.up]
+        least = [max(1, (planes >> level) // 2) for level in range(len(layers.encoder) + 1)]
+        x = map(layers.stem.activated, Windows(x, 1, multiple=2, least=least[0]))
+        for n, down in enumerate(layers.down, 1):
+            whole = Windows(x, 0, multiple=down.stride, put=put)
+            x = map(down.activated, map(partial(_put_down, skips[n - 1]), whole))
+            for layer in layers.encoder[n]:
+                x = map(layer.activated, Windows(x, 1, least=least[n], put=put))
         for n in reversed(range(len(skips))):
-            x = map(partial(_risen, self.network.up[n], skips[n]), x)
-            if layers := self.network.decoder[n].layers:
-                x = _convolutions(layers, Windows(x, 1, least=least[n], put=_activate), least[n])
-        return map(self.network.head, Windows(x, 1, least=least[0], put=_activate))
-
-
-def _convolutions(layers: Iterable[nn.Module], windows: Chunks, least: int) -> Chunks:
-    """A level's convolutions, one after the other; the last is not yet activated."""
-    first, *others = layers
-    x: Chunks = map(first, windows)
-    for layer in others:
-        x = map(layer, Windows(x, 1, least=least, put=_activate))
-    return x
+            x, skip = map(partial(_in_place, put), x), _taken_up(skips[n])
+            if n:
+                x, put = itertools.starmap(_added, Together(map(layers.up[n], x), skip)), _activate
+            else:
+                x, put = itertools.starmap(layers.up[n].added, Together(x, skip)), _activate
+            for layer in layers.decoder[n]:
+                x, put = map(layer.activated, Windows(x, 1, least=least[n], put=put)), self.put
+        return map(voxels, map(layers.head, Windows(x, 1, overlap=1, least=least[1], put=put)))
 
 
 def _copy(chunk: Tensor, out: Tensor) -> None:
@@ -163,28 +154,29 @@ def _activate(chunk: Tensor, out: Tensor) -> None:
     torch.ops.aten.leaky_relu.out(chunk, SLOPE, out=out)
 
 
-def _risen(up: nn.Module, skip: deque[Tensor], chunk: Tensor) -> Tensor:
-    """What the finer level goes on with, not yet activated: a chunk of the coarser one, and what was kept of this."""
-    _activate(chunk, chunk)
-    x: Tensor = up(chunk)
-    done = 0
-    while done < x.shape[2]:
-        kept = skip.popleft()
-        planes = min(kept.shape[2], x.shape[2] - done)
-        x[:, :, done : done + planes].add_(kept[:, :, :planes])
-        if planes < kept.shape[2]:
-            skip.appendleft(kept[:, :, planes:])
-        done += planes
-    return x
+def _added(risen: Tensor, there: Tensor) -> Tensor:
+    return there.add_(risen)
+
+
+def _in_place(put: Put, chunk: Tensor) -> Tensor:
+    put(chunk, chunk)
+    return chunk
 
 
 def _mean(axes: Sequence[Flip], size: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
-    """The mean over the flips, turned back, without what was padded."""
-    inside = (slice(None),) * 3 + tuple(slice(0, n) for n in size)
+    """The mean over the flips, turned back, without what lies before the volume and what was padded."""
+    inside = (slice(None),) * 3 + tuple(slice(1, n + 1) for n in size)
     first, *others = (x[inside].flip(a).float() for x, a in zip(answers, axes, strict=True))
     for other in others:
         first += other
     return first / len(answers) if others else first
+
+
+def _but_first(chunks: Chunks) -> Chunks:
+    """The chunks without their first plane."""
+    for first in itertools.islice(chunks, 1):
+        yield first[:, :, 1:]
+    yield from chunks
 
 
 def _put_down(waiting: deque[Tensor], chunk: Tensor) -> Tensor:
@@ -225,16 +217,18 @@ class Shared:
 
 
 class Windows(Iterator[Tensor]):
-    """Chunks with ``margin`` planes of their neighbours on either side, in memory of their own.
+    """Chunks with the planes around them that a kernel needs, in memory of their own.
 
     Parameters
     ----------
     chunks
         The chunks.
     margin
-        Planes on either side. Beyond the ends there are zeros, or the end plane if ``repeat``.
+        Planes beyond either end: zeros, or the end plane if ``repeat``.
+    overlap
+        Planes that a window shares with the next; twice the margin if not given.
     multiple
-        Without its margins each has a multiple of this many planes, which all chunks together have too.
+        Without its overlap each has a multiple of this many planes, which all windows together have too.
     least
         Chunks are joined until they have so many planes.
     put
@@ -242,9 +236,18 @@ class Windows(Iterator[Tensor]):
     """
 
     def __init__(
-        self, chunks: Chunks, margin: int, *, multiple: int = 1, least: int = 1, put: Put = _copy, repeat: bool = False
+        self,
+        chunks: Chunks,
+        margin: int,
+        *,
+        overlap: int | None = None,
+        multiple: int = 1,
+        least: int = 1,
+        put: Put = _copy,
+        repeat: bool = False,
     ) -> None:
         self.chunks, self.margin, self.multiple, self.least = chunks, margin, multiple, least
+        self.overlap = 2 * margin if overlap is None else overlap
         self.put, self.repeat = put, repeat
         self.held: Tensor | None = None
         self.ended = False
@@ -255,12 +258,12 @@ class Windows(Iterator[Tensor]):
             if not parts and self.held is None:
                 break
             window = self._window(parts)
-            inner = window.shape[2] - 2 * self.margin
+            inner = window.shape[2] - self.overlap
             inner -= inner % self.multiple
             rest = window[:, :, max(0, inner) :]
             self.held = rest.clone() if rest.shape[2] and not self.ended else None
             if inner > 0:
-                return window[:, :, : inner + 2 * self.margin]
+                return window[:, :, : inner + self.overlap]
         raise StopIteration
 
     def _parts(self) -> list[Tensor]:

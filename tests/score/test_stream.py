@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute
-from n2s_med.score import ScoreUNet
+from n2s_med.score import ScoreUNet, inference
 from n2s_med.score.stream import StreamedNetwork, Together, Windows
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -37,11 +37,11 @@ def chunks(volume: Tensor, planes: int) -> Iterator[Tensor]:
 @pytest.mark.parametrize("shape", [(17, 10, 41), (1, 1, 1), (5, 6, 2), (8, 9, 1), (33, 70), (5, 1)], ids=str)
 def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...], planes: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    v = 3 * torch.randn(2, *shape, generator=generator)
+    v = 3 * torch.randn(1, *shape, generator=generator)
     traits = 0.2 * torch.rand(2 * len(shape), generator=generator)
     unet = network(len(shape), channels)
     with torch.no_grad():
-        whole = unet(v[:, None], traits.expand(2, -1))[:, 0]
+        whole = unet(v[:, None], traits[None])[:, 0]
     streamed = torch.cat(list(StreamedNetwork(unet, traits, CPU)(chunks(v, planes))), dim=-1)
     torch.testing.assert_close(streamed, whole, rtol=0, atol=2e-5)
 
@@ -62,6 +62,25 @@ def test_mean_over_flips(shape: tuple[int, ...], planes: int) -> None:
     mean = torch.stack([alone(flip) for flip in flips]).mean(dim=0)
     assert float((mean - alone(())).abs().max()) > 0.1
     torch.testing.assert_close(together, mean, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("shape", [(17, 10, 23), (33, 70)], ids=str)
+def test_bfloat16_is_near(shape: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within its rounding of the plain fp32 network, and no less so where oneDNN does what follows a convolution."""
+    if onednn and not inference.onednn_in_bf16():
+        pytest.skip("this processor has no bfloat16 for oneDNN")
+    monkeypatch.setattr(inference, "onednn_in_bf16", lambda: onednn)
+    v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    traits = torch.full((2 * len(shape),), 0.1)
+    unet = network(len(shape), (16, 32, 32))
+    streamed = StreamedNetwork(unet, traits, Compute(torch.device("cpu"), bf16=True))
+    assert streamed.layers.fused is onednn
+    with torch.no_grad():
+        whole = unet(v[:, None], traits[None])[:, 0]
+        error = torch.cat(list(streamed(chunks(v, 6))), dim=-1) - whole
+    assert float(error.square().mean().sqrt()) < 0.01 * float(whole.std())
+    assert float(error.abs().max()) < 0.05 * float(whole.std())
 
 
 def test_no_chunks_no_answer() -> None:
@@ -112,6 +131,11 @@ def test_windows(repeat: bool, ends: tuple[int, int]) -> None:
 def test_windows_of_a_multiple() -> None:
     found = [m.flatten().tolist() for m in Windows(planes_of(1, 3, 3, 1), 0, multiple=4)]
     assert found == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_windows_that_share_one_plane() -> None:
+    found = [w.flatten().tolist() for w in Windows(planes_of(1, 3, 1), 1, overlap=1)]
+    assert found == [[0, 1], [1, 2, 3, 4], [4, 5], [5, 0]]
 
 
 def test_short_chunks_are_joined() -> None:
