@@ -406,7 +406,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_denoising(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", type=Path, help="model to use, as it is; by default the base weights, adapted")
+    command.add_argument(
+        "--model",
+        type=Path,
+        help="model to use, as it is: of a training, or base-3d-small, in half the time; by default base-3d, adapted",
+    )
     command.add_argument("--adapt", type=_seconds, metavar="SECONDS", help="time to adapt the model; 0 for none")
     command.add_argument("--from-scratch", action="store_true", help="train a new network on the scan alone")
     command.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")

@@ -121,8 +121,8 @@ class BaseJob:
 def model_card(card: Mapping[str, Any], name: str) -> str:
     """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
     config = card["config"]
-    taught = f"| taught by | the mean over flips of weights {card['teacher']} |\n" if card["teacher"] else ""
-    begun = f"| started from | weights {card['started_from']} |\n" if card["started_from"] else ""
+    taught = f"| taught by | the mean over flips of weights {card['teacher']} |\n" if card.get("teacher") else ""
+    begun = f"| started from | weights {card['started_from']} |\n" if card.get("started_from") else ""
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
     return f"""\
 # Base weights of n2s-med

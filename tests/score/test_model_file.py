@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from n2s_med.errors import ModelError, OutputError
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
-from n2s_med.score.model import load_tensors
+from n2s_med.score.model import PACKAGED, load_tensors
 
 
 def network(dims: int = 2) -> ScoreUNet:
@@ -201,3 +202,12 @@ def test_base_weights_go_by_their_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert ScoreModel.load(Path("base-3d")).hash != base_model(3).hash
     with pytest.raises(ModelError, match="no such model file"):
         ScoreModel.load(Path("base-4d"))
+
+
+@pytest.mark.parametrize("name", ["base-2d", "base-3d", "base-3d-small"])
+def test_packaged_weights_are_those_of_their_card(name: str) -> None:
+    model = ScoreModel.load(Path(name))
+    card = json.loads((PACKAGED / name / "card.json").read_text())
+    assert card["sha256"] == model.hash
+    assert tuple(card["config"]["channels"]) == model.network.channels
+    assert model.hash in (PACKAGED / name / "MODEL_CARD.md").read_text()
