@@ -152,19 +152,19 @@ def _table(volume: Volume, models: Mapping[str, ScoreModel], options: argparse.N
     gaps = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(ours, twin, strict=True)]
     rows = [[title, *(cell(values, 2) for values in lists)] for title, lists in figures.items()]
     rows.append(["difference", *(f"{statistics.fmean(gap):+.2f}" for gap in gaps)])
-    return f"{volume.name}:\n\n" + grid(["", *(COLUMNS[c].title for c in options.columns)], rows)
+    return f"{volume.name[0].upper()}{volume.name[1:]}:\n\n" + grid(
+        ["", *(COLUMNS[c].title for c in options.columns)], rows
+    )
 
 
 def _words(ours: ScoreModel, options: argparse.Namespace) -> str:
     config = ours.card["config"]
     channels = "/".join(str(c) for c in config["channels"])
-    return textwrap.fill(
-        f"""Weights `{options.model.name}`, channels {channels}, and their supervised twin, each trained for
-        {config["steps"]:,} steps of {config["patches"]} patches of {config["patch"]}³: {ours.card["corpus"]}. The twin
-        learns the volumes before noise was put on them. PSNR in dB of both as they are, not adapted, four flips, on
-        phantoms that neither has seen; {options.seeds} seeds of noise.""".replace("\n", " "),
-        120,
-    )
+    words = f"""Weights `{options.model.name}`, channels {channels}, and their supervised twin, each trained for
+    {config["steps"]:,} steps of {config["patches"]} patches of {config["patch"]}³: {ours.card["corpus"]}. The twin learns
+    the volumes before noise was put on them. PSNR in dB of both as they are, not adapted, four flips, on phantoms that
+    neither has seen; {options.seeds} seeds of noise."""
+    return textwrap.fill(" ".join(words.split()), 120)
 
 
 if __name__ == "__main__":

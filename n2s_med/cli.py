@@ -143,15 +143,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_base(arguments: argparse.Namespace) -> int:
     from n2s_med.jobs.base import BaseJob
-    from n2s_med.score import ScoreModel
 
-    job = BaseJob(
-        spatial_dims=arguments.dims,
-        start=arguments.start and ScoreModel.load(arguments.start),
-        teacher=arguments.teacher and ScoreModel.load(arguments.teacher),
-        attribution=arguments.attribution,
-        **_training(arguments),
-    )
+    job = BaseJob(spatial_dims=arguments.dims, attribution=arguments.attribution, **_training(arguments))
     return _trained(job.run(_say), arguments.out, "volumes")
 
 
@@ -364,10 +357,6 @@ def parser() -> argparse.ArgumentParser:
     base.set_defaults(run=_train_base)
     base.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="noisy scans, beside generated volumes")
     base.add_argument("--dims", type=int, choices=(2, 3), default=3, help="of the network (default: 3)")
-    base.add_argument("--start", type=Path, metavar="MODEL", help="weights to start from (default: random ones)")
-    base.add_argument(
-        "--teacher", type=Path, metavar="MODEL", help="learn in one pass the mean of these weights over flips"
-    )
     base.add_argument("--attribution", default="", help="source and licence of the scans, for the model's card")
 
     inspect = commands.add_parser("inspect", help="show what a path holds and what would be done with it")

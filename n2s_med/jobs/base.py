@@ -14,7 +14,7 @@ from n2s_med.errors import InputError
 from n2s_med.jobs.fit import fit_to
 from n2s_med.jobs.folder import ModelFolder
 from n2s_med.jobs.scans import Say, volumes_of
-from n2s_med.score import ANY, ScoreModel
+from n2s_med.score import ScoreModel
 from n2s_med.training import TrainingConfig
 
 HELD_OUT = 10
@@ -35,10 +35,6 @@ class BaseJob:
         How to train.
     spatial_dims
         2 or 3.
-    start
-        Weights to start from; random ones otherwise.
-    teacher
-        Weights whose mean over flips is learned, in place of the perturbation.
     attribution
         Where the scans come from and under which licence, for the card.
     compute
@@ -55,8 +51,6 @@ class BaseJob:
     out: Path
     config: TrainingConfig
     spatial_dims: int = 3
-    start: ScoreModel | None = None
-    teacher: ScoreModel | None = None
     attribution: str = ""
     compute: Compute = field(default_factory=Compute.choose)
     overwrite: bool = False
@@ -71,8 +65,6 @@ class BaseJob:
         N2SError
             If the folder holds another model or run, or an input cannot be read.
         """
-        for model in filter(None, (self.start, self.teacher)):
-            model.check_fits(modality=None, law=ANY, spatial_dims=self.spatial_dims)
         folder = ModelFolder(self.out, self.overwrite)
         folder.check()
         trained_on, held_out = self.signals(say)
@@ -80,16 +72,7 @@ class BaseJob:
             trained_on, held_out, spatial_dims=self.spatial_dims, edge=self.config.patch, seed=self.config.seed
         )
         with folder.run("n2s-med train-base", track=self.track) as tracker:
-            fitted = fit_to(
-                source,
-                self.config,
-                self.compute,
-                tracker=tracker,
-                start=self.start,
-                teacher=self.teacher,
-                directory=self.out,
-                quiet=self.quiet,
-            )
+            fitted = fit_to(source, self.config, self.compute, tracker=tracker, directory=self.out, quiet=self.quiet)
             made_of = f"generated volumes and {len(trained_on)} noisy scans; {len(held_out)} more chose the weights"
             corpus = {
                 "corpus": made_of,
@@ -121,8 +104,6 @@ class BaseJob:
 def model_card(card: Mapping[str, Any], name: str) -> str:
     """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
     config = card["config"]
-    taught = f"| taught by | the mean over flips of weights {card['teacher']} |\n" if card.get("teacher") else ""
-    begun = f"| started from | weights {card['started_from']} |\n" if card.get("started_from") else ""
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
     return f"""\
 # Base weights of n2s-med
@@ -133,7 +114,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
 | weights | SHA-256 {card["sha256"]} |
 | trained on | {card["corpus"]} |
 | objective | {config["objective"]}, perturbation {config["sigma_a"]:g} noise SDs; no clean volume is shown |
-{taught}{begun}| noise | Gaussian, white or correlated, and counts; contrast of the volumes 6 to 250 noise SDs |
+| noise | Gaussian, white or correlated, and counts; contrast of the volumes 6 to 250 noise SDs |
 | training | {card["steps_done"]:,} steps, {passed:,} patches of edge {config["patch"]}; seed {config["seed"]} |
 | hardware | {card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {minutes:.0f} min |
 | clean-free figure | {card["sure"]:.3f} noise variances left, by Stein's estimate on held-out noisy volumes |

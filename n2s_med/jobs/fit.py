@@ -20,7 +20,7 @@ from n2s_med.modalities import Modality
 from n2s_med.score import ANY, OBJECTIVES, ScoreModel
 from n2s_med.score.patches import PatchSampler, PatchSource
 from n2s_med.tracking import Tracker
-from n2s_med.training import Distiller, Trainer, TrainingConfig
+from n2s_med.training import Trainer, TrainingConfig
 
 
 def fit(
@@ -76,7 +76,6 @@ def fit_to(
     *,
     tracker: Tracker,
     start: ScoreModel | None = None,
-    teacher: ScoreModel | None = None,
     directory: Path | None = None,
     quiet: bool = False,
 ) -> ScoreModel:
@@ -88,27 +87,20 @@ def fit_to(
         Where the patches come from.
     config, compute, tracker, start, directory, quiet
         As for :func:`fit`.
-    teacher
-        Weights whose mean over flips is learned, in place of the perturbation.
 
     Raises
     ------
     ModelError
-        If the weights to start from, or the teacher, were trained under an objective of another scale.
+        If the weights to start from were trained under an objective of another scale.
     """
     scale = OBJECTIVES[config.objective](config.sigma_a).scale
-    for what, given in (("weights to start from", start), ("teacher's weights", teacher)):
-        if given is not None and given.scale != scale:
-            raise ModelError(
-                f"the {what} need another objective",
-                remedy="adapt them with objective total-unit-noise, or train from scratch",
-            )
+    if start is not None and start.scale != scale:
+        raise ModelError(
+            "the weights to start from need another objective",
+            remedy="adapt them with objective total-unit-noise, or train from scratch",
+        )
     network = start.centred(source.centre).network if start else None
-    if teacher:
-        centred = teacher.centred(source.centre)
-        trainer: Trainer = Distiller(source, config, compute, directory=directory, network=network, teacher=centred)
-    else:
-        trainer = Trainer(source, config, compute, directory=directory, network=network)
+    trainer = Trainer(source, config, compute, directory=directory, network=network)
     tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
     began, begun = time.perf_counter(), trainer.done
     with tqdm(total=trainer.steps, initial=begun, desc="training", unit="step", disable=quiet) as bar:
@@ -124,7 +116,6 @@ def fit_to(
         "version": n2s_med.__version__,
         "config": {**asdict(config), "channels": list(model.network.channels)},
         "started_from": start.hash if start else None,
-        "teacher": teacher.hash if teacher else None,
         "steps": trainer.steps,
         "steps_done": trainer.done,
         "best_step": trainer.history.step[trainer.history.best],

@@ -42,8 +42,6 @@ class ScoreModel:
         How it was made: configuration, data hashes, clean-free figures. Plain numbers and strings.
     learned_counts
         Whether it was trained by count splitting, and so holds however few the counts are.
-    one_pass
-        Whether it learned the mean over flips (:class:`~n2s_med.training.Distiller`), and needs to average none.
     """
 
     network: ScoreUNet
@@ -52,7 +50,6 @@ class ScoreModel:
     law: str = ANY
     card: Mapping[str, Any] = field(default_factory=dict)
     learned_counts: bool = False
-    one_pass: bool = False
 
     def check_fits(self, *, modality: str | None, law: str, spatial_dims: int) -> None:
         """Refuse data that the model was not trained for.
@@ -108,7 +105,6 @@ class ScoreModel:
                 "modality": self.modality,
                 "law": self.law,
                 "learned_counts": self.learned_counts,
-                "one_pass": self.one_pass,
                 "card": dict(self.card),
             },
             path,
@@ -139,16 +135,14 @@ class ScoreModel:
                 )
             network = ScoreUNet(**saved["network"])
             network.load_state_dict(saved["state"])
-            said = {key: saved.get(key, False) for key in ("learned_counts", "one_pass")}  # the first files do not
-            return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"], **said)
+            counts = saved.get("learned_counts", False)  # the first files of this format do not say
+            return cls(network, saved["scale"], saved["modality"], saved["law"], saved["card"], counts)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError("not a model of n2s-med", remedy="give the model.pt of a training", path=file) from error
 
 
-def base_model(spatial_dims: int, *, one_pass: bool = False) -> ScoreModel:
+def base_model(spatial_dims: int) -> ScoreModel:
     """The base weights that are taken by default, for volumes (3) or single slices (2).
-
-    With ``one_pass`` those that average no flips, where there are any: as good as they are, and slower to adapt from.
 
     Raises
     ------

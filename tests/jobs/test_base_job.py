@@ -95,22 +95,3 @@ def test_nothing_is_replaced_before_the_scans_are_read(run: Run, tmp_path: Path)
     assert set(before) == {"model.pt", "card.json", "MODEL_CARD.md"}
     assert run("train-base", tmp_path / "gone.nii", *options, "--overwrite").code == 1
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-
-
-def test_a_small_network_learns_a_teachers_mean_over_flips(run: Run, tmp_path: Path) -> None:
-    made = run("train-base", "--out", tmp_path / "teacher", *FAST, *SMALL, "--no-track")
-    assert made.code == 0, made.err
-    taught = ("--teacher", tmp_path / "teacher", "--set", "channels=[2,4]", "--set", "learning_rate=0.05")
-    small = (*FAST, *SMALL[:4], "--set", "patch=12", "--steps", 60, *taught, "--no-track")
-    assert run("train-base", "--out", tmp_path / "pupil", *small).code == 0
-    start = ("--start", tmp_path / "pupil", "--steps", 2)
-    again = run("train-base", "--out", tmp_path / "again", *small, *start)
-    assert again.code == 0, again.err
-    teacher, pupil, later = (ScoreModel.load(tmp_path / name) for name in ("teacher", "pupil", "again"))
-    assert pupil.card["teacher"] == later.card["teacher"] == teacher.hash
-    assert later.card["started_from"] == pupil.hash
-    page = (tmp_path / "again" / "MODEL_CARD.md").read_text()
-    assert all(words in page for words in (f"flips of weights {teacher.hash}", f"started from | weights {pupil.hash}"))
-    wrong = run("train-base", "--out", tmp_path / "flat", *small, "--dims", 2)
-    assert wrong.code == 1
-    assert "dimension 3" in wrong.err
