@@ -217,7 +217,9 @@ class Shared:
 
 
 class Windows(Iterator[Tensor]):
-    """Chunks with the planes around them that a kernel needs, in memory of their own.
+    """Chunks with the planes around them that a kernel needs.
+
+    Thin windows share memory: one that overlaps the next is there until that is asked for.
 
     Parameters
     ----------
@@ -249,22 +251,29 @@ class Windows(Iterator[Tensor]):
         self.chunks, self.margin, self.multiple, self.least = chunks, margin, multiple, least
         self.overlap = 2 * margin if overlap is None else overlap
         self.put, self.repeat = put, repeat
-        self.held: Tensor | None = None
+        self.room: Tensor | None = None
+        self.start = self.end = 0
         self.ended = False
 
     def __next__(self) -> Tensor:
         while not self.ended:
             parts = self._parts()
-            if not parts and self.held is None:
+            if not parts and self.room is None:
                 break
             window = self._window(parts)
             inner = window.shape[2] - self.overlap
             inner -= inner % self.multiple
-            rest = window[:, :, max(0, inner) :]
-            self.held = rest.clone() if rest.shape[2] and not self.ended else None
             if inner > 0:
+                self.start += inner
+                if not self._thin(inner):
+                    rest = window[:, :, inner:]
+                    self.room, self.start, self.end = rest.clone() if rest.shape[2] else None, 0, rest.shape[2]
                 return window[:, :, : inner + self.overlap]
         raise StopIteration
+
+    def _thin(self, planes: int) -> bool:
+        """Whether windows are no longer than what they share, so that copying that would take as long as the rest."""
+        return planes <= self.overlap
 
     def _parts(self) -> list[Tensor]:
         """The next chunks, of as many planes as are joined."""
@@ -279,25 +288,36 @@ class Windows(Iterator[Tensor]):
 
     def _window(self, parts: Sequence[Tensor]) -> Tensor:
         """What is held, the chunks, and what lies beyond the volume."""
-        held = self.held
-        if not self.margin and held is None and len(parts) == 1:
+        if self.room is None and not self.margin and len(parts) == 1:
             self.put(parts[0], parts[0])
+            self.room, self.end = parts[0], parts[0].shape[2]
             return parts[0]
-        like = parts[0] if held is None else held
-        before = self.margin if held is None else held.shape[2]
+        before = self.margin if self.room is None else 0
         after = self.margin if self.ended else 0
-        planes = before + sum(part.shape[2] for part in parts) + after
-        window = _empty(like, planes)
-        place = before
+        room = self._room(parts, before + sum(part.shape[2] for part in parts) + after)
+        place = self.end + before
         for part in parts:
-            self.put(part, window[:, :, place : (place := place + part.shape[2])])
-        if held is not None:
-            window[:, :, :before] = held
-        else:
-            window[:, :, :before] = window[:, :, before : before + 1] if self.repeat else 0
+            self.put(part, room[:, :, place : (place := place + part.shape[2])])
+        if before:
+            room[:, :, :before] = room[:, :, before : before + 1] if self.repeat else 0
         if after:
-            window[:, :, place:] = window[:, :, place - 1 : place] if self.repeat else 0
-        return window
+            room[:, :, place : place + after] = room[:, :, place - 1 : place] if self.repeat else 0
+        self.end = place + after
+        return room[:, :, self.start : self.end]
+
+    def _room(self, parts: Sequence[Tensor], planes: int) -> Tensor:
+        """Memory that holds what is held, and has place behind it for so many planes."""
+        room, held = self.room, self.end - self.start
+        if room is not None and self.end + planes <= room.shape[2]:
+            return room
+        other = room
+        if other is None or 2 * held + planes > other.shape[2]:  # else what is held does not move onto itself
+            like = parts[0] if room is None else room
+            other = _empty(like, (held + planes) * (2 if self._thin(planes) else 1))
+        if room is not None:
+            other[:, :, :held] = room[:, :, self.start : self.end]
+        self.room, self.start, self.end = other, 0, held
+        return other
 
 
 def _empty(like: Tensor, planes: int) -> Tensor:
