@@ -130,9 +130,9 @@ def _twin(ours: ScoreModel, scans: Sequence[Path], work: Path) -> ScoreModel:
     config = TrainingConfig.from_mapping(ours.card["config"])
     job = BaseJob(scans, work, config, spatial_dims=ours.card["spatial_dims"])
     trained_on, held_out = job.signals(lambda line: print(line, file=sys.stderr))
-    source = CleanCorpus(trained_on, held_out, edge=config.patch, seed=config.seed)
-    if source.fingerprint() != ours.card["corpus_sha256"]:
+    if (sorted(trained_on), sorted(held_out)) != (ours.card["scans_sha256"], ours.card["held_out_sha256"]):
         raise InputError("these are not the scans of the base weights", remedy="give the same, or train both anew")
+    source = CleanCorpus(trained_on, held_out, edge=config.patch, seed=config.seed)
     work.mkdir(parents=True, exist_ok=True)
     trainer = SupervisedTrainer(source, config, Compute.choose(), directory=work)
     with tqdm(total=trainer.steps, initial=trainer.done, desc="training the twin", unit="step") as bar:
