@@ -17,8 +17,9 @@ from n2s_med.noise.points import Points
 from n2s_med.noise.usable import flat_for
 from n2s_med.noise.variation import FOLDS, Variation, fitted, folds
 
-BEYOND_CHANCE = 0.025
-"""Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum."""
+BEYOND_CHANCE, BEYOND_CHANCE_OF_MAP = 0.025, 0.032
+"""Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum; and that
+at the median of a map, where anatomy without flat blocks lifts it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def level_of(
     rhos = [exponent(law, value) for value in power.draws] if free and power.told else [rho] * len(drawn)
     draws = [float(part.settled(own)) + own * away for part, own in zip(drawn, rhos, strict=True)]
     between = [float(b.settled(rho)) for b in used.bins()]
-    errors = [statistics.stdev(draws), _error_of_mean(between), BEYOND_CHANCE, error_of_map]
+    beyond = BEYOND_CHANCE if field is None else BEYOND_CHANCE_OF_MAP
+    errors = [statistics.stdev(draws), _error_of_mean(between), beyond, error_of_map]
     ends = [0.0]
     if free and power.told:
         at, error = power.error_at
