@@ -290,7 +290,8 @@ From one scan: what `n2s-med denoise` found, at the median intensity of the obje
 space, the root mean square of the map found over the same flat regions, mean over the realisations. Noise left: SD
 between the denoised repeats over that of the noisy ones. Error left, in noise variances: told by Stein's estimate
 without a truth, and true where there is one. The CT is simulated (MITA-LCD, filtered backprojection); each realisation
-is denoised alone, as a single slice.
+is denoised alone, as a single slice. Neighbours from one scan are as measured; where texture of MR passes for flat they
+are those of the texture, the noise taken is white, and the check "noise level" fails.
 
 {grid(HEAD, rows)}
 
