@@ -133,8 +133,8 @@ def blocks_of(
 
 
 def wide_axes(shape: Sequence[int]) -> list[int]:
-    """The axes along which a block has more than :data:`THIN` voxels."""
-    return [axis for axis, size in enumerate(shape) if size > THIN]
+    """The axes along which a block has more than :data:`THIN` voxels, or more than half of its longest edge."""
+    return [axis for axis, size in enumerate(shape) if size > THIN or 2 * size > max(shape)]
 
 
 def means(shape: Sequence[int]) -> Tensor:
