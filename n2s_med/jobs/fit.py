@@ -121,6 +121,7 @@ def fit_to(
         "best_step": trainer.history.step[trainer.history.best],
         "sure": trainer.history.sure[trainer.history.best],
         "sure_at_start": trainer.history.sure[0] if start else None,
+        "unfit_sure": min(trainer.history.sure) if trainer.history.unfit else None,
         "train_time_s": time.perf_counter() - began,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

@@ -97,11 +97,12 @@ class Outcome:
 
 
 def _unadapted(model: ScoreModel) -> list[str]:
-    """Say so where the model could not be adapted; of few whole counts a figure below zero still chooses."""
-    before = model.card.get("sure_at_start")
-    if before is None or before > 0 or model.card["steps_done"]:
+    """Say so where the model could not be adapted."""
+    error = model.card.get("unfit_sure")
+    if error is None:
         return []
+    when = "while adapting" if model.card["steps_done"] else "before adapting"
     return [
-        f"The error left is estimated at {before:.3f} noise variances before adapting, and no error is below zero:"
-        " that figure cannot choose between weights here, so the model was not adapted."
+        f"The error left is estimated at {error:.3f} noise variances {when}, and no error is below zero: that figure"
+        " cannot choose between weights here, so the model was not adapted."
     ]

@@ -33,6 +33,10 @@ from n2s_med.training.config import TrainingConfig
 TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
 
+CHANCE = 0.05
+"""How far below zero chance may take the estimated error, in noise variances. Where adapting takes it further, the
+noise is not what it is taken for, and weights are learned that keep part of it as structure."""
+
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
 """A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
 
@@ -50,16 +54,22 @@ class History:
 
     SURE (for whole counts, :func:`~n2s_med.score.splitting.split_risk`) is the estimated mean squared error in units
     of the noise variance.
+
+    Attributes
+    ----------
+    unfit
+        Whether it cannot judge the weights given, which are then kept.
     """
 
     step: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     sure: list[float] = field(default_factory=list)
+    unfit: bool = False
 
     @property
     def best(self) -> int:
         """Index of the check with the lowest SURE."""
-        return min(range(len(self.sure)), key=self.sure.__getitem__)
+        return 0 if self.unfit else min(range(len(self.sure)), key=self.sure.__getitem__)
 
     def newest(self) -> dict[str, float]:
         """The newest loss and SURE, if there are any."""
@@ -100,7 +110,7 @@ class Trainer:
         self.identity = self._identity()
         self.history = History()
         self.done, self.steps, self.pending = 0, config.steps, 0.0
-        self.best = copy_state(self.network)
+        self.given = self.best = copy_state(self.network)
         self.average = copy_state(self.network) if config.ema else None
         self.resumed = self._load()
         if not self.resumed:
@@ -222,7 +232,9 @@ class Trainer:
         self.pending = 0.0
         current = self.average or self.network.state_dict()
         self.history.sure.append(self._held_out_sure(current))
-        if self.history.best == len(self.history.sure) - 1:
+        if self._unfit(self.history.sure[-1]):
+            self.history.unfit, self.best = True, self.given
+        elif self.history.best == len(self.history.sure) - 1:
             self.best = {name: tensor.detach().clone() for name, tensor in current.items()}
         self._save()
 
@@ -247,15 +259,20 @@ class Trainer:
         return risk / noise if noise else self.history.loss[-1]
 
     def _stalled(self) -> bool:
-        """Whether SURE has not improved for ``patience`` checks, or cannot judge the weights given.
-
-        An error cannot be below zero: where its estimate for the weights given is, as where the noise is not what it
-        is taken for, it would as soon choose worse ones. (By count splitting it may be, by chance, and still chooses.)
-        """
+        """Whether SURE has not improved for ``patience`` checks, or cannot judge."""
         if not self.history.sure:
             return False
-        unfit = self.fine_tuning and self.history.sure[0] <= 0 and not self._all_counts
-        return unfit or len(self.history.sure) - self.history.best > self.config.patience
+        return self.history.unfit or len(self.history.sure) - self.history.best > self.config.patience
+
+    def _unfit(self, sure: float) -> bool:
+        """Whether SURE cannot judge the weights given.
+
+        An error cannot be below zero: where its estimate is, for the weights given or by more than chance for those
+        adapted, the noise is not what it is taken for, and it would as soon choose worse ones. (By count splitting it
+        may be, by chance, and still chooses.)
+        """
+        bound = -CHANCE if self.done else 0.0
+        return self.fine_tuning and sure <= bound and not self._all_counts
 
     # -- budget ----------------------------------------------------------------------------------------
 

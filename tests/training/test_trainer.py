@@ -217,6 +217,24 @@ def test_a_figure_below_zero_chooses_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert scratch.done == STEPS
 
 
+@pytest.mark.parametrize(("lowest", "kept"), [(-0.04, False), (-0.3, True)])
+def test_an_error_far_below_zero_undoes_the_adaptation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lowest: float, kept: bool
+) -> None:
+    """The noise is not what it is taken for: weights that keep it as structure would be chosen."""
+    figures = [0.2, 0.1, lowest]
+    torch.manual_seed(0)
+    given = ScoreUNet(2, (3, 4))
+    told = iter(figures)
+    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: next(told))
+    config = replace(CONFIG, steps=4, checks=2)
+    run = trainer(tmp_path, config, network=copy.deepcopy(given))
+    assert same(weights(run.run()), weights(given)) == kept
+    assert run.history.unfit == kept
+    assert (run.history.step[run.history.best] == 0) == kept
+    assert same(weights(trainer(tmp_path, config, network=copy.deepcopy(given)).run()), weights(given)) == kept
+
+
 @pytest.mark.parametrize("kept", [0.8, 0.0])
 def test_whole_counts_are_split_and_chosen_by_what_is_left_over(kept: float) -> None:
     """Adaptation where an error estimated by Stein's identity is below zero: a few counts on a smooth ground."""
@@ -229,8 +247,7 @@ def test_whole_counts_are_split_and_chosen_by_what_is_left_over(kept: float) -> 
     learned = run.run()
     assert run.learned_counts == (kept > 0)
     again = of([one], replace(config, steps=8), network=copy.deepcopy(learned))
-    again.history.sure.append(-0.1)
-    assert again._stalled() == (kept == 0)
+    assert again._unfit(-0.1) == (kept == 0)
     model = ScoreModel(learned, run.objective.scale, learned_counts=run.learned_counts)
     options = DenoiseOptions(flips=False, few_counts=False)
     x_hat = Denoiser(model, noise, CPU, options)(y).x_hat
