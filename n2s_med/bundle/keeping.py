@@ -10,10 +10,12 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader, CheckpointSaver
-from torch import nn
+from torch import Tensor, nn
 
 from n2s_med.bundle.network import learned_counts, save_weights
 from n2s_med.errors import ModelError
+from n2s_med.score.model import copy_state
+from n2s_med.training.trainer import CHANCE
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,14 @@ class Best:
         Checks without improvement after which training stops.
     given
         File of the weights that training starts from, if it does. An error cannot be below zero: where its estimate
-        for these is, it can judge nothing, and they are kept. (By count splitting it may be, by chance, and judges.)
+        is, for these or by more than chance for later ones, it can judge nothing, and they are kept. (By count
+        splitting it may be, by chance, and judges.)
     """
 
     def __init__(self, network: nn.Module, file: str, patience: int, given: str | None = None) -> None:
         self.network, self.file, self.patience, self.given = network, Path(file), patience, given
         self.first: float | None = None
+        self.start: Mapping[str, Tensor] = {}
         self.risk, self.waited = math.inf, 0
 
     def take(self, risk: float, *, save: bool, counts: bool = False) -> bool:
@@ -51,27 +55,35 @@ class Best:
         counts
             Whether it is that of whole counts, by splitting them where they are few; training learns by it too.
         """
-        learned = counts
+        learned, bound = counts, -CHANCE
         if self.first is None:
-            self.first = risk
-            learned = self.given is not None and learned_counts(self.given)
+            self.first, self.start, bound = risk, copy_state(self.network), 0.0
+            learned = self._given_learned_counts
+        if self.given is not None and risk <= bound and not counts:
+            log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
+            if save:
+                self.network.load_state_dict(self.start)
+                save_weights(self.network, self.file, learned_counts=self._given_learned_counts)
+            return False
         self.waited += 1
         if risk < self.risk:
             self.risk, self.waited = risk, 0
             if save:
                 save_weights(self.network, self.file, learned_counts=learned)
-        if self.given is not None and self.first <= 0 and not counts:
-            log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
-            return False
         return self.waited < self.patience
 
+    @property
+    def _given_learned_counts(self) -> bool:
+        return self.given is not None and learned_counts(self.given)
+
     def state_dict(self) -> dict[str, Any]:
-        """The first figure, the lowest, and how many checks ago that was."""
-        return {"first": self.first, "risk": self.risk, "waited": self.waited}
+        """The first figure and its weights, the lowest figure, and how many checks ago that was."""
+        return {"first": self.first, "start": self.start, "risk": self.risk, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        self.first, self.risk, self.waited = state["first"], state["risk"], state["waited"]
+        self.first, self.start = state["first"], state["start"]
+        self.risk, self.waited = state["risk"], state["waited"]
 
 
 class BestHandler:

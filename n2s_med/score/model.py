@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from n2s_med.atomic import whole
 from n2s_med.errors import ModelError
@@ -175,6 +175,6 @@ def save_tensors(content: dict[str, Any], path: Path) -> None:
         partial.write_bytes(serialised.getbuffer())
 
 
-def copy_state(network: ScoreUNet) -> dict[str, Tensor]:
+def copy_state(network: nn.Module) -> dict[str, Tensor]:
     """A detached copy of the weights."""
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

@@ -201,6 +201,12 @@ def test_a_figure_below_zero_keeps_the_weights_given(ct):
     assert not Best(network, file, patience=9, given=file).take(-0.1, save=True)
     assert Best(network, file, patience=9).take(-0.1, save=True)
     assert Best(network, file, patience=9, given=file).take(-0.1, save=True, counts=True)  # split counts still judge
+    best, start = Best(network, file, patience=9, given=file), float(network.head.bias)
+    for risk, goes_on in ((0.2, True), (-0.01, True), (-0.3, False)):  # adapted to what is no noise
+        assert best.take(risk, save=True) == goes_on
+        assert (float(torch.load(file, weights_only=True)["head.bias"]) == start) == (risk in (0.2, -0.3))
+        with torch.no_grad():
+            network.head.bias.add_(0.5)
 
 
 def test_weights_learned_from_few_whole_counts_are_used_as_such(tmp_path):
