@@ -156,7 +156,7 @@ def _train_deepinv(
     physics = deepinv.physics.Denoising(law)
     torch.manual_seed(scan.seed)
     loss = loss_of(law, steps)
-    network = deepinv.models.UNet(channels_per_scale=CHANNELS, dim=3)
+    network = deepinv.models.UNet(channels_per_scale=CHANNELS, dim=3, batch_norm=False)
     model = loss.adapt_model(deepinv.models.ArtifactRemoval(network))
     trainer = deepinv.Trainer(
         model=model,
@@ -352,10 +352,10 @@ def _document(records: Sequence[Record], beside: Sequence[Record], seconds: floa
     packages = ", ".join(sorted({package for r in records for package in r["packages"]}))
     width = "/".join(map(str, CHANNELS))
     text = f"""The noisy volumes of [results.md](results.md), one seed, read from files. Peers that train do so on the
-    noisy volume alone for {seconds:g} s of CPU time on one thread; deepinv with its 3D UNet of {width} channels, Adam
-    at {LEARNING_RATE:g} and {BATCH} patches of {PATCH}³ a step; CAREamics with its defaults and patches of 32³. All but
-    Noise2Void are told the law and its level. {packages}. Rows of ours, and of what was not run in this environment,
-    are those of results.md."""
+    noisy volume alone for {seconds:g} s of CPU time on one thread; deepinv with its 3D UNet of {width} channels without
+    batch normalisation, Adam at {LEARNING_RATE:g} and {BATCH} patches of {PATCH}³ a step; CAREamics with its defaults
+    and patches of 32³. All but Noise2Void are told the law and its level. {packages}. Rows of ours, and of what was not
+    run in this environment, are those of results.md."""
     every = [*records, *beside]
     volumes = dict.fromkeys(r["volume"] for r in records)
     parts = [
