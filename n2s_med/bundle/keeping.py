@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from n2s_med.bundle.network import learned_counts, save_weights
 from n2s_med.errors import ModelError
 from n2s_med.score.model import copy_state
-from n2s_med.training.trainer import CHANCE
+from n2s_med.training.trainer import impossible
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,13 @@ class Best:
         counts
             Whether it is that of whole counts, by splitting them where they are few; training learns by it too.
         """
-        learned, bound = counts, -CHANCE
+        of_given, learned = self.first is None, counts
         if self.first is None:
-            self.first, self.start, bound = risk, copy_state(self.network), 0.0
-            learned = self._given_learned_counts
-        if self.given is not None and risk <= bound and not counts:
+            self.first, learned = risk, self._given_learned_counts
+            self.start = copy_state(self.network) if self.given else {}
+        if self.given is not None and impossible(risk, of_given=of_given) and not counts:
             log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
+            self.risk = self.first
             if save:
                 self.network.load_state_dict(self.start)
                 save_weights(self.network, self.file, learned_counts=self._given_learned_counts)

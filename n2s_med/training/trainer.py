@@ -44,6 +44,11 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with the steps done, the steps in all, and the newest figures."""
 
 
+def impossible(error: float, *, of_given: bool) -> bool:
+    """Whether an estimated error is below zero, which none is: that of the weights given, or by more than chance."""
+    return error <= (0.0 if of_given else -CHANCE)
+
+
 def no_progress(done: int, total: int, figures: Mapping[str, float]) -> None:
     """Show nothing."""
 
@@ -271,8 +276,7 @@ class Trainer:
         adapted, the noise is not what it is taken for, and it would as soon choose worse ones. (By count splitting it
         may be, by chance, and still chooses.)
         """
-        bound = -CHANCE if self.done else 0.0
-        return self.fine_tuning and sure <= bound and not self._all_counts
+        return self.fine_tuning and impossible(sure, of_given=not self.done) and not self._all_counts
 
     # -- budget ----------------------------------------------------------------------------------------
 
