@@ -22,13 +22,14 @@ from torch import Tensor
 
 from n2s_med.atomic import whole
 from n2s_med.compute import Compute, set_threads
-from n2s_med.denoise import DenoiseOptions, Denoiser, UnitData
+from n2s_med.denoise import DenoiseOptions, Denoiser
 from n2s_med.noise import Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.phantoms import PetPhantom, pet_phantom
 from n2s_med.score import base_model
 from n2s_med.training import ADAPTATION, PatchSampler, Trainer, UnitVolume
+from n2s_med.unit_data import UnitData
 
 MEANS = (20.0, 5.0, 2.0, 1.0, 0.5)
 PROBES = 2

@@ -21,12 +21,13 @@ from records import psnr, write_between_markers
 from torch import Tensor
 
 from n2s_med.compute import Compute, set_threads
-from n2s_med.denoise import Denoiser, to_unit
+from n2s_med.denoise import Denoiser
 from n2s_med.noise import Gamma, Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import base_model
 from n2s_med.training import ADAPTATION, PatchSampler, Trainer, UnitVolume
+from n2s_med.unit_data import to_unit
 
 PLANE = Correlation.white(2)
 NOISES = {

@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import EllipsisType
 from typing import Literal
 
 import torch
@@ -20,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from n2s_med.compute import Compute
-from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.few_counts import denoised_sums, few, regained
+from n2s_med.neighbourhood import ENERGY_MARGIN, detail_energy, held, planes_apart
 from n2s_med.noise import NoiseModel, Poisson
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
@@ -31,6 +30,7 @@ from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
 from n2s_med.score.stream import Flip, StreamedNetwork
 from n2s_med.uncertainty import MARGIN, REGION, Curve, Errors, mean_filter, shared_voxels, smoothed_variance
+from n2s_med.unit_data import UnitData, pieces
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
@@ -42,27 +42,15 @@ SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
 
-CHECKED = 4_000_000
-"""Voxels checked at once."""
-
 LINE = 8
 """Planes read at once, at least: so many values that lie one after the other fill half a line of the processor's cache.
 """
 
-BAND = 1 << 18
-"""Voxels of a band of rows that is filtered at once."""
-
 SIDE_BY_SIDE = 1 << 18
 """Voxels of a plane, times the flips that pass the network side by side: each holds back about a kilobyte."""
 
-QUIET, QUIET_MARGIN, QUIET_PROBE = 0.35, 3, 63
-"""Below this share of its variance noise is added for the network to see; voxels around one that tell its share;
-and the number of the probe that is added."""
-
-FAR = 12.0
-"""Noise standard deviations that a voxel's neighbourhood spans, from which the estimate keeps to the values in it. The
-highest of noisy values is above the highest clean one on average (Jensen), the lowest below the lowest; beyond them
-lies no estimate, unless noise alone spans so little that its mean may lie outside."""
+QUIET, QUIET_PROBE = 0.35, 63
+"""Below this share of its variance noise is added for the network to see; and the number of the probe that is added."""
 
 CALIBRATED_BY = 4
 """Probes by which the variance's calibration is measured."""
@@ -206,7 +194,7 @@ class Denoiser:
         sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
         for region in slabs(shape, self._read_planes(shape)):
             law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
-            estimate = self._held(self._estimate(law, y_flat[region], score), u, region)
+            estimate = held(self._estimate(law, y_flat[region], score), y_flat, u.valid, law, region)
             x_hat[region] = torch.where(keep, estimate, y_flat[region])
             if sd is not None:
                 sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
@@ -222,7 +210,7 @@ class Denoiser:
         """Where a volume is valid and the law holds; takes no memory of its own where all of it is."""
         inside = torch.ones((), dtype=torch.bool).expand(y.shape) if valid is None else valid.reshape(y.shape)
         own = False
-        for region in _pieces(y.shape):
+        for region in pieces(y.shape):
             admitted = inside[region] & self.noise.admits(y[region])
             if not torch.equal(admitted, inside[region]):
                 inside, own = inside if own else inside.clone(), True
@@ -234,20 +222,6 @@ class Denoiser:
         if self.options.formula == "published":
             return law.tweedie_from_unit(y, score_u)
         return law.mean_from_unit(y, score_u)
-
-    def _held(self, estimate: Tensor, u: UnitData, region: Region) -> Tensor:
-        """The estimate of a region of whole planes, within the values of its neighbourhood where these are far apart.
-
-        What stands out by many noise standard deviations is next to nothing that the network has learned from, and
-        it exaggerates that.
-        """
-        outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (1,))
-        inner, law = within(region, outer), u.noise_at(region).law
-        data, valid = u.y[outer], u.valid[outer]
-        low = -_highest(torch.where(valid, -data, -math.inf))[inner]
-        high = _highest(torch.where(valid, data, -math.inf))[inner]
-        far = law.to_unit(high) - law.to_unit(low) > FAR
-        return torch.where(far, estimate.clamp(low, high), estimate)
 
     def _regained(self, x_hat: Tensor, u: UnitData) -> Tensor:
         """Whole counts: regions keep the mean that the data have; where counts are few for the model, sums decide."""
@@ -330,11 +304,11 @@ class Denoiser:
         """
         whiteness = ScoreUNet.whiteness(self.noise.correlation.traits[None])
         if not whiteness:
-            return _planes_apart(u[region]), None
-        outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (QUIET_MARGIN,))
+            return planes_apart(u[region]), None
+        outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (ENERGY_MARGIN,))
         inner = within(region, outer)
-        data = _planes_apart(u[outer])
-        share = _energy(data)[inner].div_(ScoreUNet.detail_variance(len(u.shape)))
+        data = planes_apart(u[outer])
+        share = detail_energy(data)[inner].div_(ScoreUNet.detail_variance(len(u.shape)))
         if not share.min() < QUIET:
             return data[inner], None
         amount = whiteness * (QUIET - share).clamp_min(0).sqrt()
@@ -465,104 +439,3 @@ class Denoiser:
             signs = torch.randint(0, 2, tuple(shape[:-1]), generator=generator, dtype=torch.float32)
             planes.append(signs[outer[:-1]] * 2 - 1)
         return self._color(torch.stack(planes).movedim(0, -1), outer, core)
-
-
-class UnitData:
-    """``u = T(y)`` of a volume, region by region, in float32; padding is filled with the low end of the values.
-
-    Parameters
-    ----------
-    y, valid
-        Volume in the units of the scan, and where it holds data.
-    noise
-        Its noise.
-
-    Raises
-    ------
-    InputError
-        If nothing is valid, or all valid values are equal.
-    NoiseLawError
-        Where valid values lie outside the law's domain.
-    """
-
-    def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
-        self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
-        voxels = int(valid.sum())
-        if not voxels:
-            raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
-        some, lowest, highest = [], math.inf, -math.inf
-        for region in _pieces(y.shape):
-            inside = y[region].flatten() if valid[region].all() else y[region][valid[region]]
-            if inside.numel():
-                self._check(inside)
-                lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
-                some.append(inside[:: 1 + voxels // 100_000])
-        if lowest == highest:
-            raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
-        self.low = torch.cat(some).quantile(0.01)
-
-    def _check(self, inside: Tensor) -> None:
-        """Refuse some of the values, with what is to be said of all."""
-        try:
-            self.noise.law.check(inside)
-        except NoiseLawError:
-            self.noise.law.check(self.y[self.valid])
-            raise
-
-    def noise_at(self, region: Region) -> ScanNoise:
-        """The noise of a region."""
-        return replace(self.noise, law=self.noise.law.at(region))
-
-    def filled(self, region: Region | EllipsisType) -> Tensor:
-        """The values of a region, padding filled."""
-        return torch.where(self.valid[region], self.y[region], self.low)
-
-    def __getitem__(self, region: Region) -> Tensor:
-        return self.noise.law.at(region).to_unit(self.filled(region)).float()
-
-
-def _highest(volume: Tensor) -> Tensor:
-    """The highest value of each voxel and its neighbours, along all axes."""
-    for axis, size in enumerate(volume.shape):
-        out = volume.clone()
-        for here, there in ((0, 1), (1, 0)):
-            part = out.narrow(axis, here, size - 1)
-            torch.maximum(part, volume.narrow(axis, there, size - 1), out=part)
-        volume = out
-    return volume
-
-
-def _energy(data: Tensor) -> Tensor:
-    """The local mean square of the detail, by bands of rows that stay in the processor's cache."""
-    found = torch.empty_like(data)
-    rows = max(1, BAND // math.prod(data.shape[1:]))
-    for start in range(0, data.shape[0], rows):
-        band = (slice(start, min(start + rows, data.shape[0])), *(slice(0, n) for n in data.shape[1:]))
-        outer = grown(band, data.shape, (QUIET_MARGIN,) + (0,) * (data.ndim - 1))
-        energy = ScoreUNet.split(data[outer].movedim(-1, 0)[None, None])[0].square()
-        for _ in range(2):
-            energy = ScoreUNet.smoothed(energy)
-        found[band] = energy[0, 0].movedim(0, -1)[within(band, outer)]
-    return found
-
-
-def _planes_apart(data: Tensor) -> Tensor:
-    """The same values (X[, Y], planes), with each plane in one piece of memory."""
-    planes = data.shape[-1]
-    return data.reshape(-1, planes).t().contiguous().view(planes, *data.shape[:-1]).movedim(0, -1)
-
-
-def _pieces(shape: Sequence[int]) -> Iterator[Region]:
-    """A volume in pieces of so many planes as are checked at once."""
-    return slabs(shape, max(1, CHECKED // math.prod(shape[:-1])))
-
-
-def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:
-    """All of :class:`UnitData` at once, or raise what it raises.
-
-    A ``generator`` spreads whole counts over their cells, for training; without it they stay what they are.
-    """
-    data = UnitData(y, valid, noise)
-    if generator is None:
-        return data[tuple(slice(0, n) for n in y.shape)]
-    return noise.law.to_unit(noise.dequantised(data.filled(...), generator)).float()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser, to_unit
+from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser
 from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.uncertainty import mean_filter, rising
+from n2s_med.unit_data import to_unit
 
 CPU = Compute(torch.device("cpu"), bf16=False)
 WHITE = ScanNoise(Gaussian(1.0), Correlation.white(3))
@@ -91,7 +92,7 @@ def test_flips_pass_side_by_side_or_one_after_the_other(monkeypatch: pytest.Monk
     run = denoiser(trained_like(levels=2), noise, step=1.0, chunk_voxels=900)
     together = run(y).x_hat
     monkeypatch.setattr("n2s_med.denoise.SIDE_BY_SIDE", at_once * 17 * 14)
-    monkeypatch.setattr("n2s_med.denoise.BAND", 5 * 14 * 9)
+    monkeypatch.setattr("n2s_med.neighbourhood.BAND", 5 * 14 * 9)
     seen: list[int] = []
     apart = run(y, progress=lambda done, _: seen.append(done)).x_hat
     assert seen[-1] == 4 * 9

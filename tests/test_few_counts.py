@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import DenoiseOptions, Denoiser, UnitData
+from n2s_med.denoise import DenoiseOptions, Denoiser
 from n2s_med.few_counts import _spread, _sums, denoised_sums, few, regained
 from n2s_med.noise import Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import base_model
+from n2s_med.unit_data import UnitData
 
 SHAPES = [(6, 5, 4), (6, 5), (7, 2, 1), (1, 1, 9)]
 

@@ -10,10 +10,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from n2s_med.denoise import to_unit
 from n2s_med.jobs.noise import AUTO, NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality
 from n2s_med.score.patches import UnitVolume
+from n2s_med.unit_data import to_unit
 from n2s_med.volumes import read, valid_mask
 
 Say = Callable[[str], None]

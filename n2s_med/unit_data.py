@@ -1,0 +1,88 @@
+"""A volume in the unit-noise domain, piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from n2s_med.errors import InputError, NoiseLawError
+from n2s_med.noise.scan import ScanNoise
+from n2s_med.regions import Region, slabs
+
+CHECKED = 4_000_000
+"""Voxels checked at once."""
+
+
+class UnitData:
+    """``u = T(y)`` of a volume, region by region, in float32; padding is filled with the low end of the values.
+
+    Parameters
+    ----------
+    y, valid
+        Volume in the units of the scan, and where it holds data.
+    noise
+        Its noise.
+
+    Raises
+    ------
+    InputError
+        If nothing is valid, or all valid values are equal.
+    NoiseLawError
+        Where valid values lie outside the law's domain.
+    """
+
+    def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
+        self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
+        voxels = int(valid.sum())
+        if not voxels:
+            raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
+        some, lowest, highest = [], math.inf, -math.inf
+        for region in pieces(y.shape):
+            inside = y[region].flatten() if valid[region].all() else y[region][valid[region]]
+            if inside.numel():
+                self._check(inside)
+                lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
+                some.append(inside[:: 1 + voxels // 100_000])
+        if lowest == highest:
+            raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
+        self.low = torch.cat(some).quantile(0.01)
+
+    def _check(self, inside: Tensor) -> None:
+        """Refuse some of the values, with what is to be said of all."""
+        try:
+            self.noise.law.check(inside)
+        except NoiseLawError:
+            self.noise.law.check(self.y[self.valid])
+            raise
+
+    def noise_at(self, region: Region) -> ScanNoise:
+        """The noise of a region."""
+        return replace(self.noise, law=self.noise.law.at(region))
+
+    def filled(self, region: Region | EllipsisType) -> Tensor:
+        """The values of a region, padding filled."""
+        return torch.where(self.valid[region], self.y[region], self.low)
+
+    def __getitem__(self, region: Region) -> Tensor:
+        return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def pieces(shape: Sequence[int]) -> Iterator[Region]:
+    """A volume in pieces of so many planes as are checked at once."""
+    return slabs(shape, max(1, CHECKED // math.prod(shape[:-1])))
+
+
+def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generator | None = None) -> Tensor:
+    """All of :class:`UnitData` at once, or raise what it raises.
+
+    A ``generator`` spreads whole counts over their cells, for training; without it they stay what they are.
+    """
+    data = UnitData(y, valid, noise)
+    if generator is None:
+        return data[tuple(slice(0, n) for n in y.shape)]
+    return noise.law.to_unit(noise.dequantised(data.filled(...), generator)).float()
