@@ -117,6 +117,11 @@ def _convolution_time(device: torch.device, dtype: torch.dtype) -> float:
     return min(times)
 
 
+def onednn_in_bf16() -> bool:
+    """Whether oneDNN is there and this processor has its bfloat16."""
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def set_threads(count: int | None = None) -> int:
     """Set torch's thread count once for the process; the cores this process may use by default, and at most."""
     cores = len(os.sched_getaffinity(0))

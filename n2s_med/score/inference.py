@@ -11,15 +11,14 @@ Along the planes nothing is padded.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from n2s_med.compute import Compute
+from n2s_med.compute import Compute, onednn_in_bf16
+from n2s_med.score.blocks import gathered, scattered, spread
 from n2s_med.score.network import SLOPE, ScoreUNet
 
 Layer = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -108,14 +107,14 @@ class Layers:
         self.layout = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
         self.fused = compute.bf16 and compute.device.type == "cpu" and onednn_in_bf16()
         ways = [level.layers[0] for level in network.encoder]
-        self.stem = self._placed(ways[0], _spread, stride=2, padding=1)
-        self.down = [self._placed(way, _gathered) for way in ways[1:2]]
+        self.stem = self._placed(ways[0], spread, stride=2, padding=1)
+        self.down = [self._placed(way, gathered) for way in ways[1:2]]
         self.down += [self._placed(way, stride=2) for way in ways[2:]]
         self.encoder = [[self._placed(c, padding=1) for c in level.layers[1:]] for level in network.encoder]
         self.decoder = [[self._placed(c, padding=1) for c in level.layers] for level in network.decoder]
-        self.up = [self._placed(way, _scattered) for way in network.up[:1]]
+        self.up = [self._placed(way, scattered) for way in network.up[:1]]
         self.up += [self._placed(way, stride=2, transposed=True) for way in network.up[1:]]
-        self.head = self._placed(network.head, _spread, _gathered, padding=1)
+        self.head = self._placed(network.head, spread, gathered, padding=1)
 
     def _placed(
         self,
@@ -134,40 +133,3 @@ class Layers:
         weight = weight.to(self.device, self.dtype).contiguous(memory_format=self.layout)
         bias = bias.to(self.device, self.dtype)
         return Convolution(weight, bias, stride, padding, transposed, self.fused)
-
-
-def onednn_in_bf16() -> bool:
-    """Whether oneDNN is there and this processor has its bfloat16."""
-    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-# -- blocks of two voxels along each axis: channels (block, C), the block's last axis fastest ------------------
-
-
-def _spread(weight: Tensor) -> Tensor:
-    """Of a kernel of 3, the one of 4 that answers for every voxel of a block: (block, O), I, 4, ..."""
-    places = itertools.product((0, 1), repeat=weight.ndim - 2)
-    return torch.cat([F.pad(weight, [n for at in reversed(place) for n in (at, 1 - at)]) for place in places])
-
-
-def _gathered(weight: Tensor) -> Tensor:
-    """Of a kernel of an even size, the one of half the size that is given blocks: O, (block, I), ..."""
-    axes, half = weight.ndim - 2, weight.shape[2] // 2
-    parts = weight.reshape(*weight.shape[:2], *(half, 2) * axes)
-    steps, blocks = range(2, parts.ndim, 2), range(3, parts.ndim, 2)
-    return parts.permute(0, *blocks, 1, *steps).flatten(1, axes + 1)
-
-
-def _scattered(weight: Tensor) -> Tensor:
-    """Of a transposed kernel of 2, the one of 1 that answers with blocks: (block, O), I, 1, ..."""
-    axes = range(2, weight.ndim)
-    return weight.permute(*axes, 1, 0).flatten(0, -2)[..., *[None] * len(axes)]
-
-
-def voxels(blocks: Tensor) -> Tensor:
-    """(N, 1, planes, ...) from the answer of :attr:`Layers.head`, (N, block, planes, ...)."""
-    number, _, *size = blocks.shape
-    axes = len(size)
-    parts = blocks.reshape(number, *(2,) * axes, *size)
-    apart = parts.permute(0, *(at for axis in range(1, axes + 1) for at in (axes + axis, axis)))
-    return apart.reshape(number, 1, *(2 * n for n in size))

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from n2s_med.compute import Compute
-from n2s_med.score.inference import Layers, voxels
+from n2s_med.score.blocks import voxels
+from n2s_med.score.inference import Layers
 from n2s_med.score.network import SLOPE, ScoreUNet
 
 Chunks = Iterator[Tensor]
