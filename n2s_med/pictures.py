@@ -17,6 +17,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -78,7 +79,7 @@ def planes(
     units: str,
     window: tuple[float, float] | None = None,
     sd: Tensor | None = None,
-    affine: Tensor | None = None,
+    affine: Tensor | Array | None = None,
 ) -> tuple[Figure, tuple[int, int, int]]:
     """Draw the planes through the slice of interest; return the figure and the voxel that all planes share.
 
@@ -99,7 +100,7 @@ def planes(
     _check(before, after, sd, spacing_mm)
     stored = [_array(volume) for volume in (before, after, *(() if sd is None else (sd,)))]
     voxel = _voxel_of_interest(stored[1], window)
-    turn = _AS_STORED if affine is None else io_orientation(_array(affine))
+    turn = _AS_STORED if affine is None else io_orientation(_array(torch.as_tensor(affine)))
     shown = [apply_orientation(volume, turn) for volume in stored]
     centre, spacing = _turned(voxel, spacing_mm, stored[0].shape, turn)
     kinds = _worth_showing(_BY_AXIS if affine is None else _ANATOMICAL, shown[0].shape)

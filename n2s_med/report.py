@@ -80,7 +80,7 @@ def write_report(
     units: str,
     window: tuple[float, float] | None,
     sd: Tensor | None = None,
-    affine: Tensor | None = None,
+    affine: Tensor | pictures.Array | None = None,
 ) -> tuple[Path, Path]:
     """Write :func:`report_paths`, each whole or not at all; return both.
 

@@ -74,6 +74,13 @@ def test_inspect_waits_for_none_of_the_slow_imports(tmp_path: Path) -> None:
     assert "volumes.monai_io" not in own(modules)
 
 
+def test_denoising_does_without_monai(tmp_path: Path) -> None:
+    pet_series(tmp_path / "pet")
+    modules = imported("denoise", tmp_path / "pet", tmp_path / "out", "--adapt", "0", "--quiet")
+    assert (tmp_path / "out.report.html").is_file()
+    assert not declared(modules) & {"mlflow", "monai"}
+
+
 def test_the_benchmark_measures_both_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import startup

@@ -100,9 +100,10 @@ def main(told: Path, source: str, target: str) -> None:
         from n2s_med.denoise import Denoiser
         from n2s_med.jobs import denoise, outcome
         from n2s_med.score.stream import StreamedNetwork
+        from n2s_med.volumes import dicom_reader
     for name, stage in STAGES.items():
         clock.wrap(outcome if stage == CHECKS else denoise, name, stage)
-    clock.wrap(denoise.Source, "load", READING)
+    clock.wrap(dicom_reader, "load_series", READING)
     clock.wrap(Denoiser, "__call__", AROUND)
     clock.wrap(Denoiser, "_measure", STEP_LENGTH)
     clock.wrap_network(StreamedNetwork)

@@ -14,15 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from monai.data import MetaTensor
-
 from n2s_med.atomic import whole
 from n2s_med.compute import Compute, PrecisionName, set_threads
 from n2s_med.errors import InputError, N2SError
 from n2s_med.jobs.denoise import DenoiseJob, Result
 from n2s_med.jobs.places import stem_name
 from n2s_med.score import ScoreModel, base_model
-from n2s_med.volumes import FileGroup, stated
+from n2s_med.volumes import FileGroup, Volume, stated
 
 _ONE_AT_A_TIME = threading.Lock()
 """A worker of a cluster may have several threads; a scan takes all that one process is given."""
@@ -181,18 +179,18 @@ def _done(task: Task, recipe: Recipe) -> Outcome:
     )
 
 
-def _loaded(task: Task, files: tuple[Path, ...]) -> MetaTensor:
+def _loaded(task: Task, files: tuple[Path, ...]) -> Volume:
     """The task's volume, if the files still hold what was planned."""
     sources = FileGroup(task.group, files).survey().sources
     if task.number >= len(sources) or sources[task.number].label != task.scan:
         raise InputError("its files have changed since they were looked through", remedy="run the batch again")
-    volume = sources[task.number].load()
+    volume = sources[task.number].arrays()
     if task.metadata:
-        volume.meta.update(stated(json.loads(task.metadata), len(volume), files[0]))
+        volume.meta.update(stated(json.loads(task.metadata), volume.shape[0], files[0]))
     return volume
 
 
-def _model(job: DenoiseJob, volume: MetaTensor) -> ScoreModel | None:
+def _model(job: DenoiseJob, volume: Volume) -> ScoreModel | None:
     """The model to start from; read once, and then kept by the worker."""
     return None if job.from_scratch else _kept(job.model, 2 if volume.shape[-1] == 1 else 3)
 

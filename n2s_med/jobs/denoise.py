@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,9 +37,11 @@ from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
 from n2s_med.volumes import (
+    Arrays,
     Deidentifier,
     Provenance,
     Source,
+    Volume,
     is_nifti_name,
     nothing_usable,
     refusal_of,
@@ -150,7 +152,7 @@ class DenoiseJob:
         failed, several = 0, len(found.sources) > 1
         for source, target in zip(found.sources, self._targets(found.sources), strict=True):
             try:
-                volume = source.load()
+                volume = source.arrays()
             except InputError as error:
                 if not (several or left_out):
                     raise
@@ -175,7 +177,7 @@ class DenoiseJob:
             kind = PartialError if failed < tried else N2SError
             raise kind(f"{failed} of {tried} scans failed", path=self.source)
 
-    def one(self, volume: MetaTensor, target: Path, model: ScoreModel | None, say: Say) -> Result:
+    def one(self, volume: Volume, target: Path, model: ScoreModel | None, say: Say) -> Result:
         """Denoise one scan into ``target``; errors name its file, or the model's."""
         found = self.modality or volume.meta["modality"]
         if found is None and model is not None and model.modality != ANY:
@@ -206,7 +208,7 @@ class DenoiseJob:
         return targets
 
     def _one(
-        self, volume: MetaTensor, target: Path, modality: Modality | None, model: ScoreModel | None, say: Say
+        self, volume: Volume, target: Path, modality: Modality | None, model: ScoreModel | None, say: Say
     ) -> Result:
         """Denoise one scan."""
         start, label = time.perf_counter(), volume.meta["label"]
@@ -332,8 +334,8 @@ class DenoiseJob:
         )
 
 
-def _like(volume: MetaTensor, parts: Sequence[Tensor]) -> MetaTensor:
-    """A volume on the grid of ``volume``, with other values."""
-    out = MetaTensor(torch.stack(list(parts)), affine=volume.affine)
-    out.meta.update({key: value for key, value in volume.meta.items() if key != "affine"})
-    return out
+def _like(volume: Volume, parts: Sequence[Tensor]) -> Arrays:
+    """A volume on the grid of ``volume``, with other values; a single part's memory is shared."""
+    values = parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
+    meta = {key: value for key, value in volume.meta.items() if key != "affine"}
+    return Arrays(values.numpy(), np.asarray(volume.affine, dtype=np.float64), meta)

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai.data import MetaTensor
-
 from n2s_med.errors import InputError, N2SError, NoiseLawError, PartialError
 from n2s_med.jobs.noise import NoiseChoice, NoiseRequest
 from n2s_med.jobs.scans import Say, place_of, scans_of
 from n2s_med.modalities import modality_named
-from n2s_med.volumes import nothing_usable, survey
+from n2s_med.volumes import Volume, nothing_usable, survey
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class MeasureJob:
         failed = 0
         for source in found.sources:
             try:
-                volume = source.load()
+                volume = source.arrays()
                 choice = self._one(volume)
             except N2SError as error:
                 if len(found.sources) == 1:
@@ -64,7 +62,7 @@ class MeasureJob:
             kind = PartialError if failed < len(found.sources) else N2SError
             raise kind(f"{failed} of {len(found.sources)} scans failed", path=self.source)
 
-    def _one(self, volume: MetaTensor) -> NoiseChoice:
+    def _one(self, volume: Volume) -> NoiseChoice:
         name = self.modality or volume.meta["modality"]
         try:
             return scans_of(volume, modality_named(name) if name else None, self.noise)[0].choice

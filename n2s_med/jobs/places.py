@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.data import MetaTensor
-
-from n2s_med.volumes import NIFTI_SUFFIXES, Source, is_nifti_name
+from n2s_med.volumes import NIFTI_SUFFIXES, Source, Volume, is_nifti_name
 
 
 def names_of(sources: Sequence[Source]) -> list[str]:
@@ -33,10 +31,10 @@ def sd_maps(target: Path) -> tuple[Path, Path]:
     return Path(f"{stem}.sd.nii.gz"), Path(f"{stem}.sd.dcm")
 
 
-def sd_map_of(volume: MetaTensor, target: Path) -> Path:
+def sd_map_of(volume: Volume, target: Path) -> Path:
     """Where the SD map of a scan goes: a Parametric Map beside a DICOM series, else NIfTI."""
     nifti, parametric = sd_maps(target)
-    return nifti if volume.meta["format"] == "nifti" or len(volume) > 1 or is_nifti_name(target) else parametric
+    return nifti if volume.meta["format"] == "nifti" or volume.shape[0] > 1 or is_nifti_name(target) else parametric
 
 
 def stem_of(target: Path) -> Path:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor
 
 from n2s_med.jobs.noise import AUTO, NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality
 from n2s_med.score.patches import UnitVolume
 from n2s_med.unit_data import to_unit
-from n2s_med.volumes import read, valid_mask
+from n2s_med.volumes import Volume, read, valid_mask
 
 Say = Callable[[str], None]
 """Takes a line for the log."""
@@ -39,7 +38,7 @@ class Scan:
     y: Tensor
     valid: Tensor
     choice: NoiseChoice
-    volume: MetaTensor
+    volume: Volume
 
     @property
     def spatial_dims(self) -> int:
@@ -56,7 +55,7 @@ class Scan:
         return UnitVolume(to_unit(y, valid, noise, generator), valid, noise, spacing)
 
 
-def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseRequest) -> list[Scan]:
+def scans_of(volume: Volume, modality: Modality | None, request: NoiseRequest) -> list[Scan]:
     """The volumes of a scan (one per time point), with their noise.
 
     It is measured on the first and holds for all, unless the times of acquisition differ: then each has its own.
@@ -85,13 +84,13 @@ def scans_of(volume: MetaTensor, modality: Modality | None, request: NoiseReques
     return [Scan(*parts, volume) for parts in zip(plain, valid, choices, strict=True)]
 
 
-def place_of(volume: MetaTensor) -> Path:
+def place_of(volume: Volume) -> Path:
     """The file of a volume, or the folder of its files: what an error about it names."""
     files = [Path(name) for name in volume.meta["source"]]
     return files[0] if len(set(files)) == 1 else files[0].parent
 
 
-def volumes_of(inputs: Sequence[Path], say: Say) -> Iterator[MetaTensor]:
+def volumes_of(inputs: Sequence[Path], say: Say) -> Iterator[Volume]:
     """Every volume of files and folders, those of one input in memory at a time; what is refused is said.
 
     Raises

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, shown, valid_mask
+from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, Volume, shown, valid_mask
 from n2s_med.volumes.deidentify import Deidentifier
 from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
 from n2s_med.volumes.nifti import NIFTI_SUFFIXES, is_nifti_name
@@ -36,6 +36,7 @@ __all__ = [
     "Refusal",
     "Source",
     "Survey",
+    "Volume",
     "file_groups",
     "is_nifti_name",
     "nothing_usable",

@@ -1,15 +1,16 @@
 """What a path holds, and the conventions of a volume.
 
-A volume is a float32 :class:`monai.data.MetaTensor` of shape ``(C, X, Y, Z)`` with a float64 affine from
-voxel indices to RAS millimetres. ``C`` counts three-dimensional volumes on the same grid (1, or the time
-points); ``Z`` is 1 for a single image. Its ``meta`` holds, besides MONAI's own keys:
+A volume (:class:`Volume`) is a float32 :class:`monai.data.MetaTensor`, or :class:`Arrays` where MONAI has no part, of
+shape ``(C, X, Y, Z)`` with a float64 affine from voxel indices to RAS millimetres. ``C`` counts three-dimensional
+volumes on the same grid (1, or the time points); ``Z`` is 1 for a single image. Its ``meta`` holds, besides MONAI's own
+keys:
 
 =============  =====================================================================================
 format         ``"nifti"`` or ``"dicom"``
 modality       key of :data:`n2s_med.modalities.MODALITIES`, or ``None`` where the file does not say
 units          ``"BQML"``, ``"HU"``, …, or ``"unknown"``
 spacing_mm     three floats, along X, Y and Z
-valid          bool tensor that broadcasts to the volume; ``False`` is padding, not data
+valid          bool tensor (array) that broadcasts to the volume; ``False`` is padding, not data
 source         paths, as strings: one per slice, X-Y planes in the order of (C, Z); one for NIfTI
 label          short name for logs and reports, free of patient data
 suv            PET only: ``{"factor": float | None, "missing": (what is missing, …)}``
@@ -33,10 +34,10 @@ durations_s    C times of acquisition, or ``None`` where the file does not say: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,29 @@ class Refusal:
         return f"{shown(str(self.path))} ({self.label}): {self.reason}"
 
 
+class Volume(Protocol):
+    """What a volume offers, be it MONAI's or not."""
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """As above."""
+        ...
+
+    @property
+    def affine(self) -> Any:
+        """From voxel indices to RAS mm, (4, 4)."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(C, X, Y, Z)."""
+        ...
+
+    def as_tensor(self) -> torch.Tensor:
+        """The values alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class Arrays:
     """A volume that needs neither PyTorch nor MONAI, which take seconds to import.
@@ -88,6 +112,17 @@ class Arrays:
     values: NDArray[np.float32]
     affine: FloatArray
     meta: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, X, Y, Z)."""
+        return self.values.shape
+
+    def as_tensor(self) -> torch.Tensor:
+        """Return the values as a tensor, which shares their memory."""
+        import torch
+
+        return torch.from_numpy(self.values)
 
     def volume(self) -> MetaTensor:
         """Return the same as a MetaTensor, which shares the memory of the values."""
@@ -152,7 +187,9 @@ def shown(name: str) -> str:
 
 
 def array_of(values: Any) -> NDArray[np.float32]:
-    """Return the float32 array of a tensor or array on any device, without its metadata."""
+    """Return the float32 array of a volume, tensor or array on any device, without its metadata."""
+    if isinstance(values, Arrays):
+        return values.values
     import torch
 
     plain = values.as_subclass(torch.Tensor).detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
@@ -165,11 +202,11 @@ def spacing_of(affine: FloatArray) -> tuple[float, float, float]:
     return x, y, z
 
 
-def valid_mask(volume: MetaTensor) -> torch.Tensor:
+def valid_mask(volume: Volume) -> torch.Tensor:
     """Return the bool mask (C, X, Y, Z) of ``volume`` that is ``False`` where there is padding, not data."""
     import torch
 
-    return torch.as_tensor(volume.meta["valid"]).expand(volume.shape)
+    return torch.as_tensor(volume.meta["valid"]).expand(*volume.shape)
 
 
 def everywhere() -> NDArray[np.bool_]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pydicom
@@ -14,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError
-from n2s_med.volumes.contents import array_of
+from n2s_med.volumes.contents import Volume, array_of
 from n2s_med.volumes.dicom_derive import Derivation, derive
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, is_dicom, read_whole
 from n2s_med.volumes.dicom_headers import read_frames
@@ -26,14 +25,11 @@ from n2s_med.volumes.provenance import Provenance, moment_of_creation
 from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 from n2s_med.volumes.quiet import quiet
 
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
 _HEADER_BYTES = 8192
 """What the header of a derived file takes, about."""
 
 
-def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+def write_series(volume: Volume, folder: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``volume`` (C, X, Y, Z) into ``folder`` as a series derived from the one it was read from.
 
     Raises
@@ -62,7 +58,7 @@ def write_series(volume: MetaTensor, folder: Path, *, provenance: Provenance, ov
     return folder
 
 
-def source_frames(volume: MetaTensor) -> list[Frame]:
+def source_frames(volume: Volume) -> list[Frame]:
     """Return the source frames of ``volume``, in its order; it must still be on their grid."""
     names = volume.meta.get("source", ())
     found: dict[str, dict[int, Frame]] = {name: _frames_of(Path(name)) for name in dict.fromkeys(names)}
@@ -83,10 +79,10 @@ def _frames_of(path: Path) -> dict[int, Frame]:
     return {frame.index: frame for frame in frames}
 
 
-def _check_grid(volume: MetaTensor, frames: Sequence[Frame]) -> None:
+def _check_grid(volume: Volume, frames: Sequence[Frame]) -> None:
     slices = volume.shape[-1]
     same = (
-        volume.ndim == 4
+        len(volume.shape) == 4
         and len(frames) == volume.shape[0] * slices > 0
         and all((f.file.columns, f.file.rows) == tuple(volume.shape[1:3]) for f in frames)
         and np.allclose(affine_of(frames[:slices]), np.asarray(volume.affine), atol=1e-3)

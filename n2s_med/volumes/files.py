@@ -8,18 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from n2s_med.errors import InputError, OutputError, UnsupportedError
-from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, array_of
+from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, Volume, array_of
 from n2s_med.volumes.dicom_files import is_dicom
 from n2s_med.volumes.dicom_reader import survey_dicom
 from n2s_med.volumes.dicom_writer import write_series
 from n2s_med.volumes.nifti import is_nifti_name, read_nifti, write_nifti
 from n2s_med.volumes.provenance import Provenance
-
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
 
 _FORMATS = "give a NIfTI image (.nii, .nii.gz) or a CT, MR, PET or NM series in DICOM"
 _TOLD_REASONS = 3
@@ -87,7 +83,7 @@ def refusal_of(source: Source, error: InputError) -> Refusal:
     return Refusal(Path(error.path or source.path), source.label, error.cause)
 
 
-def write(volume: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+def write(volume: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``volume`` (C, X, Y, Z) to ``path`` and return ``path``.
 
     A name that ends in ``.nii`` or ``.nii.gz`` gives a NIfTI image; any other a folder with a derived DICOM
@@ -107,7 +103,7 @@ def write(volume: MetaTensor, path: Path, *, provenance: Provenance, overwrite: 
     raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
 
 
-def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+def write_sd_map(sd: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``sd``, the standard deviation of each voxel in the volume's units, to ``path`` and return it.
 
     A name that ends in ``.nii`` or ``.nii.gz`` gives a NIfTI image; any other a DICOM Parametric Map.
@@ -123,16 +119,16 @@ def write_sd_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrit
     raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
 
 
-def _spare_source(volume: MetaTensor, path: Path) -> None:
+def _spare_source(volume: Volume, path: Path) -> None:
     if path.is_file() and any(path.samefile(source) for source in _existing(volume)):
         raise OutputError("it is the source, which is never replaced", remedy="choose another name", path=path)
 
 
-def _existing(volume: MetaTensor) -> Iterator[Path]:
+def _existing(volume: Volume) -> Iterator[Path]:
     return (Path(name) for name in volume.meta.get("source", ()) if Path(name).exists())
 
 
-def _write_nifti(volume: MetaTensor, path: Path, provenance: Provenance, overwrite: bool) -> Path:
+def _write_nifti(volume: Volume, path: Path, provenance: Provenance, overwrite: bool) -> Path:
     meta = {**volume.meta, "affine": volume.affine}
     return write_nifti(
         array_of(volume),

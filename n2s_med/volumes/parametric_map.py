@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence, VOILUTTransformation
@@ -16,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from n2s_med.atomic import whole
 from n2s_med.errors import InputError, OutputError
-from n2s_med.volumes.contents import array_of
+from n2s_med.volumes.contents import Volume, array_of
 from n2s_med.volumes.dicom_derive import series_description, series_number
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, read_whole
 from n2s_med.volumes.dicom_writer import source_frames
@@ -24,9 +23,6 @@ from n2s_med.volumes.frames import Frame
 from n2s_med.volumes.nuclear import NM_CLASS
 from n2s_med.volumes.provenance import Provenance, moment_of_creation, one_line
 from n2s_med.volumes.quiet import quiet
-
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
 
 _STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
 _UNITS = {  # Units (0054,1001) and Rescale Type (0028,1054) in UCUM
@@ -41,7 +37,7 @@ _SD_SERIES_OFFSET = 1000
 _DESCRIPTION = "(SD of denoised)"
 
 
-def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
+def write_parametric_map(sd: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:
     """Write ``sd`` (1, X, Y, Z), in the units of its source, to the file ``path``.
 
     Raises
@@ -49,7 +45,7 @@ def write_parametric_map(sd: MetaTensor, path: Path, *, provenance: Provenance, 
     OutputError
         ``path`` exists or cannot be written, or ``sd`` is no single volume on its source's grid.
     """
-    if sd.ndim == 4 and sd.shape[0] > 1:
+    if len(sd.shape) == 4 and sd.shape[0] > 1:
         raise OutputError(
             f"a Parametric Map holds one volume, not {sd.shape[0]}", remedy="write it as NIfTI", path=path
         )
