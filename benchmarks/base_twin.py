@@ -162,7 +162,7 @@ def _words(ours: ScoreModel, options: argparse.Namespace) -> str:
     channels = "/".join(str(c) for c in config["channels"])
     words = f"""Weights `{options.model.name}`, channels {channels}, and their supervised twin, each trained for
     {config["steps"]:,} steps of {config["patches"]} patches of {config["patch"]}³: {ours.card["corpus"]}. The twin
-    learns the volumes before noise was put on them. PSNR in dB of both as they are, not adapted, four flips, on
+    learns the volumes before noise was put on them. PSNR in dB of both as they are, not adapted, two orientations, on
     phantoms that neither has seen; {options.seeds} seeds of noise."""
     return textwrap.fill(" ".join(words.split()), 120)
 

@@ -45,7 +45,7 @@ SAMPLES = (
 )
 SHAPE = (10, 20, 20)
 """Slices, rows and columns of a piece."""
-OPTIONS = ("--adapt", "0", "--no-flips", "--threads", "1", "--device", "cpu", "--precision", "fp32", "--quiet")
+OPTIONS = ("--adapt", "0", "--orientations", "1", "--threads", "1", "--device", "cpu", "--precision", "fp32", "--quiet")
 REPORTS = (".report.html", ".report.json", "batch.jsonl")
 """Files that tell times and memory."""
 TIMED = ("time_s", "peak_memory_mib", "attempts", "inputs_stat")

@@ -135,7 +135,7 @@ def syntaxes(data: Path) -> str:
         reading = {kind: _least(partial(read, place)) / slices for kind, place in places.items()}
         writing = _least(partial(write, volume, folder / "out", provenance=PROVENANCE, overwrite=True)) / slices
     (scan,) = scans_of(volume, modality_named("ct"), NoiseRequest("gaussian", {"sigma": 10.0}, "white"))
-    compute, options = Compute.choose("cpu"), DenoiseOptions(flips=False)
+    compute, options = Compute.choose("cpu"), DenoiseOptions(orientations=1)
     denoiser = Denoiser(base_model(3).centred(scan.unit(0).centre), scan.choice.noise, compute, options)
     begun = time.process_time()
     denoiser(scan.y, scan.valid, lambda *_: None)

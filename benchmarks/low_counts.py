@@ -82,7 +82,7 @@ def _estimates(y: Tensor, spacing_mm: Sequence[float], seed: int, steps: int) ->
     noise = ScanNoise(law, Correlation.white(), law.quantum)
     data = UnitData(y, torch.ones_like(y, dtype=torch.bool), noise)
     model = base_model(3).centred(float(data[tuple(slice(0, n) for n in y.shape)].mean()))
-    options = DenoiseOptions(flips=False, seed=seed, few_counts=False)
+    options = DenoiseOptions(orientations=1, seed=seed, few_counts=False)
     told = Denoiser(model, noise, Compute.choose(), replace(options, sd_probes=PROBES))(y)
     assert told.sd is not None
     first = told.x_hat
@@ -107,8 +107,7 @@ def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
 # Few counts
 
 Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), law and
-level known, without the averaging over flips. Mean counts: of the warm background. RMS error over all voxels, in roots
-of that mean. Biases of the mean of the background and of the four hot spheres' cores against the truth, and against the
+level known, one orientation. Mean counts: of the warm background. RMS error over all voxels, in roots of that mean. Biases of the mean of the background and of the four hot spheres' cores against the truth, and against the
 mean of the noisy counts in the same voxels.
 
 The formulas are given the base weights as they are; the second-order one also the posterior variance, by {PROBES}

@@ -201,7 +201,7 @@ def _denoise_job(arguments: argparse.Namespace) -> DenoiseJob:
         noise=_noise(arguments),
         config=config if trains else None,
         options=DenoiseOptions(
-            flips=not arguments.no_flips,
+            orientations=arguments.orientations,
             formula=arguments.formula,
             chunk_voxels=arguments.chunk_voxels,
             sd_probes=SD_PROBES if arguments.sd_map else 0,
@@ -405,7 +405,9 @@ def _add_denoising(command: argparse.ArgumentParser) -> None:
     command.add_argument("--modality", help="pet, nm, ct, mr or us, where the file does not say")
     command.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
     command.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
-    command.add_argument("--no-flips", action="store_true", help="one pass instead of averaging over flips")
+    command.add_argument(
+        "--orientations", type=int, choices=range(1, 5), default=2, help="passes to average over: 1 is fastest, 4 best"
+    )
     command.add_argument(
         "--chunk-voxels", type=_positive, default=1_000_000, help="voxels in the network at once: bounds the memory"
     )

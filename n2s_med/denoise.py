@@ -8,7 +8,6 @@ not depend on the chunks, and what is in memory at once is the input, the output
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from n2s_med.compute import Compute
+from n2s_med.errors import ConfigurationError
 from n2s_med.few_counts import denoised_sums, few, regained
 from n2s_med.neighbourhood import ENERGY_MARGIN, detail_energy, held, planes_apart
 from n2s_med.noise import NoiseModel, Poisson
@@ -26,9 +26,10 @@ from n2s_med.noise.scan import ScanNoise
 from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.network import ScoreUNet
+from n2s_med.score.orientations import MOST, orientations
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
-from n2s_med.score.stream import Flip, StreamedNetwork
+from n2s_med.score.stream import StreamedNetwork
 from n2s_med.uncertainty import MARGIN, REGION, Curve, Errors, mean_filter, shared_voxels, smoothed_variance
 from n2s_med.unit_data import UnitData, pieces
 
@@ -45,9 +46,6 @@ SURE_PATCHES = 4
 LINE = 8
 """Planes read at once, at least: so many values that lie one after the other fill half a line of the processor's cache.
 """
-
-SIDE_BY_SIDE = 1 << 18
-"""Voxels of a plane, times the flips that pass the network side by side: each holds back about a kilobyte."""
 
 QUIET, QUIET_PROBE = 0.35, 63
 """Below this share of its variance noise is added for the network to see; and the number of the probe that is added."""
@@ -66,8 +64,8 @@ class DenoiseOptions:
 
     Attributes
     ----------
-    flips
-        Average over the flips of the planes.
+    orientations
+        Passes, each of the volume in another orientation, that are averaged, from 1 to 4.
     few_counts
         Of whole counts, let sums of neighbours decide where they are few, and keep regional means
         (:mod:`n2s_med.few_counts`); with the formula ``"mean"`` alone.
@@ -84,13 +82,19 @@ class DenoiseOptions:
         Seed of the probes.
     """
 
-    flips: bool = True
+    orientations: int = 2
     formula: Literal["mean", "published"] = "mean"
     few_counts: bool = True
     chunk_voxels: int = 1_000_000
     step: float | None = None
     sd_probes: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.orientations not in range(1, MOST + 1):
+            raise ConfigurationError(
+                f"{self.orientations} orientations", remedy=f"give a number from 1 to {MOST} for orientations"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,19 +150,26 @@ class Denoiser:
         Device and number type.
     options
         How to denoise.
+    spacing_mm
+        Voxel spacing along each axis, by which axes may be exchanged; equal if not given.
     """
 
     def __init__(
-        self, model: ScoreModel, noise: ScanNoise, compute: Compute, options: DenoiseOptions | None = None
+        self,
+        model: ScoreModel,
+        noise: ScanNoise,
+        compute: Compute,
+        options: DenoiseOptions | None = None,
+        *,
+        spacing_mm: Sequence[float] | None = None,
     ) -> None:
         self.noise, self.scale = noise, model.scale
         self.model, self.compute = model, compute
         self.options = options or DenoiseOptions()
         self.spatial_dims, self.stride = model.network.spatial_dims, model.network.stride
-        self.network = StreamedNetwork(model.network, noise.correlation.traits, compute)
-        axes = range(self.spatial_dims - 1)
-        every = [flip for n in range(self.spatial_dims) for flip in itertools.combinations(axes, n)]
-        self.flips: Sequence[tuple[int, ...]] = every if self.options.flips else [()]
+        spacing_mm = (spacing_mm or (1.0,) * self.spatial_dims)[: self.spatial_dims]
+        ways = orientations(self.options.orientations, spacing_mm, noise.correlation)
+        self.network = StreamedNetwork(model.network, noise.correlation.traits, compute, ways)
 
     @torch.no_grad()
     def __call__(self, y: Tensor, valid: Tensor | None = None, progress: Progress | None = None) -> Denoised:
@@ -182,7 +193,7 @@ class Denoiser:
         y_flat = y.reshape(shape)
         u = UnitData(y_flat, self._admitted(y_flat, valid), self.noise)
         figures, curve = self._measure(u)
-        done, total = 0, y_flat.shape[-1] * (len(self.flips) + 2 * self.options.sd_probes)
+        done, total = 0, y_flat.shape[-1] * (self.options.orientations + 2 * self.options.sd_probes)
 
         def tell(planes: int) -> None:
             nonlocal done
@@ -244,7 +255,7 @@ class Denoiser:
         """The mean of whole counts by one pass of the same network."""
         noise = ScanNoise(Poisson(1.0), self.noise.correlation, 1.0)
         centre = float(noise.law.to_unit(counts[valid]).median())
-        options = replace(self.options, flips=False, sd_probes=0)
+        options = replace(self.options, orientations=1, sd_probes=0)
         denoiser = Denoiser(self.model.centred(centre), noise, self.compute, options)
         score = denoiser._score(UnitData(counts, valid, noise))
         return noise.law.mean_from_unit(counts, score)
@@ -262,24 +273,20 @@ class Denoiser:
         return -(-LINE // planes) * planes
 
     def _passed(
-        self, chunks: Iterable[Tensor], shape: Sequence[int], tell: Tell, flips: Sequence[Flip] = ((),)
+        self, chunks: Iterable[Tensor], shape: Sequence[int], tell: Tell, passes: int = 1
     ) -> Iterator[tuple[Region, Tensor]]:
-        """What the network says of a volume that comes in chunks, averaged over flips, region by region."""
+        """What the network says of a volume that comes in chunks, averaged over passes, region by region."""
         done = 0
-        for answer in self.network((chunk[None] for chunk in chunks), flips):
+        for answer in self.network((chunk[None] for chunk in chunks), passes):
             planes = slice(done, done := done + answer.shape[-1])
             yield (*(slice(0, n) for n in shape[:-1]), planes), self.scale * answer[0]
-            tell(len(flips) * answer.shape[-1])
+            tell(passes * answer.shape[-1])
 
     def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
-        """The network's score of a volume, averaged over flips of its planes."""
+        """The network's score of a volume, averaged over its orientations."""
         total = torch.zeros(u.shape)
-        together = max(1, SIDE_BY_SIDE // math.prod(u.shape[:-1]))
-        for first in range(0, len(self.flips), together):
-            flips = self.flips[first : first + together]
-            chunks = self._chunks(u, total if first == 0 else None)
-            for region, answer in self._passed(chunks, u.shape, tell, flips):
-                total[region] += answer * (len(flips) / len(self.flips))
+        for region, answer in self._passed(self._chunks(u, total), u.shape, tell, self.options.orientations):
+            total[region] += answer
         return total
 
     def _chunks(self, u: Boxes, added: Tensor | None = None) -> Iterator[Tensor]:

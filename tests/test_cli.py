@@ -216,7 +216,7 @@ def test_defaults(jobs: list[Any]) -> None:
     denoise, train = jobs
     assert (denoise.source, denoise.output, denoise.model, denoise.tracking) == (Path("in"), Path("out"), None, None)
     assert (denoise.noise.law, denoise.noise.parameters, denoise.noise.correlation) == ("auto", {}, "auto")
-    assert (denoise.options.flips, denoise.options.sd_probes, denoise.options.formula) == (True, 0, "mean")
+    assert (denoise.options.orientations, denoise.options.sd_probes, denoise.options.formula) == (2, 0, "mean")
     assert denoise.config == ADAPTATION
     assert (denoise.from_scratch, denoise.overwrite, denoise.quiet) == (False, False, False)
     assert train.inputs == [Path("a"), Path("b")]
@@ -271,7 +271,7 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text('{"patch": 16, "seed": 9, "ema": 0.9}')
     exit_code(
-        *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map", "--no-flips"),
+        *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map", "--orientations", 1),
         *("--formula", "published", "--chunk-voxels", 999, "--track", "store", "--noise", "tweedie", "--power", 1.5),
         *("--dispersion", 2, "--correlation", "white", "--rician", "off", "--steps", 7),
         *("--config", keys, "--set", "ema=0.5"),
@@ -283,7 +283,7 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     assert (job.noise.correlation, job.noise.rician) == ("white", "off")
     assert (job.config.steps, job.config.patch, job.config.seed, job.config.ema) == (7, 16, 9, 0.5)
     options = job.options
-    assert (options.flips, options.formula, options.chunk_voxels, options.seed) == (False, "published", 999, 9)
+    assert (options.orientations, options.formula, options.chunk_voxels, options.seed) == (1, "published", 999, 9)
     assert options.sd_probes > 0
     assert (job.compute.bf16, str(job.compute.device), job.overwrite, job.quiet) == (True, "cpu", True, True)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.denoise import STEP_RANGE, DenoiseOptions, Denoiser
-from n2s_med.errors import InputError, NoiseLawError
+from n2s_med.errors import ConfigurationError, InputError, NoiseLawError
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson, Tweedie
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
@@ -70,12 +70,12 @@ def denoiser(model: ScoreModel, noise: ScanNoise = WHITE, **options: object) -> 
 # -- the same in any chunks -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("orientations", [1, 4])
 @pytest.mark.parametrize("shape", [(71, 9, 11), (9, 70, 8), (5, 9, 67)], ids=str)
-def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], flips: bool) -> None:
+def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], orientations: int) -> None:
     """Odd sizes, and chunks that start at any phase of the coarsest grid."""
     y, model = normal(*shape), trained_like(levels=2)
-    options: dict[str, object] = {"flips": flips, "step": 1.0}
+    options: dict[str, object] = {"orientations": orientations, "step": 1.0}
     whole = denoiser(model, chunk_voxels=10**9, **options)(y).x_hat
     assert float((whole - y).std()) > 0.3
     for voxels in (700, 1):
@@ -83,20 +83,23 @@ def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], flips: boo
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_flips_pass_side_by_side_or_one_after_the_other(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Planes too large for all flips at once, and for one band of rows; noise for air of few counts is added once."""
+def test_noise_for_air_of_few_counts_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of passes; planes that are larger than a band of rows."""
     noise = ScanNoise(Poisson(1.0), WHITE.correlation)
     y = torch.poisson(torch.full((17, 14, 9), 20.0), generator=seeded())
     y[:9] = 0
-    run = denoiser(trained_like(levels=2), noise, step=1.0, chunk_voxels=900)
-    together = run(y).x_hat
-    monkeypatch.setattr("n2s_med.denoise.SIDE_BY_SIDE", at_once * 17 * 14)
+    run = denoiser(trained_like(levels=2), noise, step=1.0, chunk_voxels=900, orientations=4)
+    whole = run(y).x_hat
     monkeypatch.setattr("n2s_med.neighbourhood.BAND", 5 * 14 * 9)
     seen: list[int] = []
-    apart = run(y, progress=lambda done, _: seen.append(done)).x_hat
+    by_bands = run(y, progress=lambda done, _: seen.append(done)).x_hat
     assert seen[-1] == 4 * 9
-    torch.testing.assert_close(apart, together, rtol=0, atol=1e-4)
+    torch.testing.assert_close(by_bands, whole, rtol=0, atol=1e-4)
+
+
+def test_number_of_orientations() -> None:
+    with pytest.raises(ConfigurationError, match=r"5 orientations\. Give a number from 1 to 4"):
+        DenoiseOptions(orientations=5)
 
 
 def chunk_count(run: Denoiser, y: Tensor) -> int:
@@ -112,7 +115,7 @@ def chunk_count(run: Denoiser, y: Tensor) -> int:
 
 def test_planes_are_told() -> None:
     y, model = normal(9, 8, 61), trained_like(levels=2)
-    few, many = (chunk_count(denoiser(model, flips=False, chunk_voxels=n), y) for n in (10**9, 500))
+    few, many = (chunk_count(denoiser(model, orientations=1, chunk_voxels=n), y) for n in (10**9, 500))
     assert many > 4 * few
 
 
@@ -130,7 +133,7 @@ def test_chunks_of_a_plane(levels: int) -> None:
 def test_correlated_noise_and_uncertainty_do_not_depend_on_the_chunks(correlation: Correlation) -> None:
     y, model = normal(75, 9, 8), trained_like(levels=2)
     noise = ScanNoise(Gaussian(1.0), correlation)
-    options: dict[str, object] = {"flips": False, "step": 1.0, "sd_probes": 2}
+    options: dict[str, object] = {"orientations": 1, "step": 1.0, "sd_probes": 2}
     whole = denoiser(model, noise, chunk_voxels=10**9, **options)(y)
     run = denoiser(model, noise, chunk_voxels=4500, **options)
     assert chunk_count(run, y) > 1
@@ -211,7 +214,7 @@ def test_counts_take_the_whole_step() -> None:
 def test_correlated_noise_by_the_exact_score() -> None:
     """A signal with the noise's own correlation: ``Σ s`` is a plain shrinkage."""
     y = COLORED.color(normal(24, 24, 6, seed=1) * SIGNAL + normal(24, 24, 6, seed=2))
-    result = denoiser(analytic(KEEP - 1), ScanNoise(Gaussian(1.0), COLORED), flips=False, step=1.0)(y)
+    result = denoiser(analytic(KEEP - 1), ScanNoise(Gaussian(1.0), COLORED), orientations=1, step=1.0)(y)
     torch.testing.assert_close(result.x_hat, KEEP * y, rtol=0, atol=1e-4)
     assert result.figures.step_sure == pytest.approx(1, abs=0.1)
 

@@ -105,7 +105,7 @@ NOISE = ScanNoise(Poisson(1.0), Correlation.white(3), 1.0)
 def estimates(y: Tensor, noise: ScanNoise, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What the denoiser says of counts, and what its formula alone would."""
     model = base_model(3).centred(float(noise.law.to_unit(y).median()))
-    denoiser = Denoiser(model, noise, Compute.choose(), DenoiseOptions(flips=False, chunk_voxels=8 * 40 * 40))
+    denoiser = Denoiser(model, noise, Compute.choose(), DenoiseOptions(orientations=1, chunk_voxels=8 * 40 * 40))
     whole = torch.ones_like(y, dtype=torch.bool) if valid is None else valid
     data = UnitData(y, whole, noise)
     alone = noise.law.mean_from_unit(y, denoiser._score(data))
@@ -141,7 +141,7 @@ def test_the_gain_is_a_unit_and_padding_comes_back() -> None:
 def test_a_model_that_learned_counts_is_not_overruled_by_sums() -> None:
     y = drawn((24, 24, 24), 2.0)
     model = base_model(3).centred(float(NOISE.law.to_unit(y).median()))
-    options = DenoiseOptions(flips=False)
+    options = DenoiseOptions(orientations=1)
     taught, untaught, alone = (
         Denoiser(known, NOISE, Compute.choose(), options)(y).x_hat
         for known, options in (

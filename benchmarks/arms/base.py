@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,10 @@ from cases import Scan
 from torch import Tensor
 
 from n2s_med.compute import Compute
+from n2s_med.denoise import DenoiseOptions
+from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet
+from n2s_med.score.orientations import orientations
 from n2s_med.training import TrainingConfig
 
 
@@ -73,12 +75,15 @@ class Arm:
 
 
 @torch.no_grad()
-def flip_averaged(network: ScoreUNet, v: Tensor, traits: Tensor, compute: Compute) -> Tensor:
-    """The network's output for a whole volume (X, Y, Z), averaged over the flips of its planes, as ours does."""
-    flips = [f for n in range(v.ndim) for f in itertools.combinations(range(v.ndim - 1), n)]
+def averaged(
+    network: ScoreUNet, v: Tensor, correlation: Correlation, compute: Compute, traits: Tensor | None = None
+) -> Tensor:
+    """The network's output for a whole volume (X, Y, Z), averaged over its orientations, as ours does."""
+    ways = orientations(DenoiseOptions().orientations, (1.0,) * v.ndim, correlation)
+    told = (correlation.traits if traits is None else traits)[None].to(compute.device)
     total = torch.zeros_like(v)
-    for flip in flips:
+    for way in ways:
         with compute.autocast():
-            out = network(compute.place(v.flip(flip)[None, None]), traits[None].to(compute.device))
-        total += out[0, 0].float().cpu().flip(flip)
-    return total / len(flips)
+            out = way.of(network)(compute.place(v[None, None]), told)
+        total += out[0, 0].float().cpu()
+    return total / len(ways)

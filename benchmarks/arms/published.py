@@ -19,7 +19,7 @@ import torch
 from cases import Scan
 from torch import Tensor
 
-from arms.base import Result, Settings, flip_averaged
+from arms.base import Result, Settings, averaged
 from n2s_med.score import ArDae, Dsm, Objective, ScoreUNet, annealed
 from n2s_med.score.patches import PatchSampler, UnitVolume
 
@@ -59,7 +59,8 @@ def _denoised(scan: Scan, score: Callable[[Tensor], Tensor]) -> Result:
 def _score(scan: Scan, settings: Settings, unit: float, schedule: Schedule, scale: float) -> Callable[[Tensor], Tensor]:
     """The score per unit of ``y``: the answer, times ``scale``, of a network trained on ``y / unit``."""
     network = _train(scan, scan.y / unit, settings, schedule, scale)
-    return lambda y: scale / unit * flip_averaged(network, y / unit, IDENTITY, settings.compute)
+    correlation, compute = scan.noise.correlation, settings.compute
+    return lambda y: scale / unit * averaged(network, y / unit, correlation, compute, IDENTITY)
 
 
 def _train(scan: Scan, y: Tensor, settings: Settings, schedule: Schedule, scale: float) -> ScoreUNet:

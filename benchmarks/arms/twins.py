@@ -1,7 +1,7 @@
 """Twins of our training: the same network, patches, augmentation, optimizer and steps under another loss.
 
 All learn ``g`` with ``x_hat = u + g(u)`` in the unit-noise domain, take the last weights, train on every voxel,
-and infer as ours does: four flips, unbiased inverse.
+and infer as ours does: the mean of two orientations, unbiased inverse.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from cases import Scan
 from torch import Tensor
 
-from arms.base import Result, Settings, flip_averaged
+from arms.base import Result, Settings, averaged
 from n2s_med.noise import NoiseModel
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet, base_model
@@ -161,9 +161,7 @@ def _trained(scan: Scan, settings: Settings, loss: Loss, start: ScoreModel | Non
     law = scan.noise.law
     u = law.to_unit(scan.y).float().contiguous()
     network = Twin(scan, u, settings, loss, start).run()
-    return Result(
-        law.mean_from_unit(scan.y, flip_averaged(network, u, scan.noise.correlation.traits, settings.compute))
-    )
+    return Result(law.mean_from_unit(scan.y, averaged(network, u, scan.noise.correlation, settings.compute)))
 
 
 def expected_unit(law: NoiseModel, x: Tensor, rounds: int = 60) -> Tensor:

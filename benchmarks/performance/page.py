@@ -61,8 +61,8 @@ def size(record: Record) -> str:
     ]  # fmt: skip
     return "\n\n".join(
         [
-            "`Denoiser` as the command uses it (four flips, step length by SURE), each volume in a process of its own;"
-            f" the process has {record['volumes'][0]['before_bytes'] / MIB:,.0f} MiB before it is given one.",
+            "`Denoiser` as the command uses it (two orientations, step length by SURE), each volume in a process"
+            f" of its own; the process has {record['volumes'][0]['before_bytes'] / MIB:,.0f} MiB before it is given one.",
             grid(["voxels", "voxels/s, over the first's", "peak memory − input − output, MiB"], rows),
             "The network alone, given planes by a generator and its answers thrown away; one process, in this order:",
             grid(["planes", "voxels/s, over the first's", "peak memory, MiB"], streams),
@@ -83,8 +83,8 @@ def job(record: Record) -> str:
     return "\n\n".join(
         [
             "`n2s-med denoise --adapt 0` of a series, from the start of the process to its end, share of the time; the"
-            " network's stage is what it takes for the volume, with four flips. The long series is the short one there"
-            " and back again.",
+            " network's stage is what it takes for the volume, with two orientations. The long series is the short one"
+            " there and back again.",
             grid(head, rows),
             "Start-up of the command, the shortest of several; `inspect` reads a series of 32 slices.",
             grid(["", "wall time, s", "CPU time over that of `python -c pass`"], starts),
@@ -129,9 +129,7 @@ def _gain(row: Record, base: Record) -> str:
 def kinds(record: Record) -> str:
     """Where the network's time goes."""
     rows = [[kind, f"{share:.0%}"] for kind, share in record["shares"].items()]
-    told = (
-        "The streamed network, four flips, by kind of operation (`torch.profiler`, time of the operations themselves)."
-    )
+    told = "The streamed network, two orientations, by kind of operation (`torch.profiler`, time of each itself)."
     return f"{told}\n\n{grid(['', 'share of the time'], rows)}"
 
 
@@ -143,7 +141,7 @@ def gpu(record: Record) -> str:
     return "\n\n".join(
         [
             f"{record['name']}. {network(record['rates'])}",
-            "`Denoiser` from memory to memory, four flips:",
+            "`Denoiser` from memory to memory, two orientations:",
             grid(["", "voxels", "million voxels/s"], rows),
         ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,17 +19,19 @@ from unet import UNet
 
 from n2s_med.compute import Compute
 from n2s_med.denoise import DenoiseOptions
+from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet, base_model
-from n2s_med.score.stream import Flip, StreamedNetwork
+from n2s_med.score.orientations import orientations
+from n2s_med.score.stream import StreamedNetwork
 from n2s_med.training import TrainingConfig
 from performance.base import Record, Sizes, best_s, flop_per_voxel, noisy_waves, peak, timed_s
 from performance.engines import engines
 
 DEFAULTS, TUNED = "plain UNet, MONAI's inferer as it is, fp32", "plain UNet, MONAI's inferer, tuned, bf16"
-STREAMED, FLIPPED = "ours, streamed", "ours, streamed, mean of four flips"
+STREAMED, AVERAGED = "ours, streamed", "ours, streamed, mean of two orientations"
 """Rows that goals are told from."""
 
-FLIPS = ((), (0,), (1,), (0, 1))
+WAYS = orientations(DenoiseOptions().orientations, (1.0,) * 3, Correlation.white())
 OVERLAPS = (0.25, 0.125)
 """Of the tuned sliding window."""
 
@@ -109,7 +111,8 @@ def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str
         Way(lambda: sliding(*(_place(compute, t) for t in (v[None, None], ours)))),
     )
     yield STREAMED, Way(lambda: streamed_score(streamed, v), bf16=compute.bf16)
-    yield FLIPPED, Way(lambda: streamed_score(streamed, v, FLIPS), len(FLIPS), compute.bf16)
+    both = StreamedNetwork(ours, WHITE, compute, WAYS)
+    yield AVERAGED, Way(lambda: streamed_score(both, v), len(WAYS), compute.bf16)
 
 
 def _elsewhere(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
@@ -132,11 +135,11 @@ def _place(compute: Compute, thing: Placed, channels_last: bool = False) -> Plac
     return thing.to(device=compute.device, memory_format=layout)
 
 
-def streamed_score(streamed: StreamedNetwork, v: Tensor, flips: Sequence[Flip] = ((),)) -> Tensor:
+def streamed_score(streamed: StreamedNetwork, v: Tensor) -> Tensor:
     """The score of a volume (X, Y, Z), streamed in chunks of the command's size."""
     stride = streamed.network.stride
     planes = max(1, DenoiseOptions().chunk_voxels // (v[..., 0].numel() * stride)) * stride
-    return torch.cat(list(streamed(v[None].split(planes, dim=-1), flips)), dim=-1)[0]
+    return torch.cat(list(streamed(v[None].split(planes, dim=-1))), dim=-1)[0]
 
 
 # -- BM4D ------------------------------------------------------------------------------------------------
@@ -189,12 +192,12 @@ def fidelity(sizes: Sizes) -> Record:
 
 
 def kinds(sizes: Sizes) -> Record:
-    """Share of the streamed network's time, four flips side by side, that each kind of operation takes."""
-    streamed = StreamedNetwork(ScoreUNet(3), WHITE, Compute.choose("cpu"))
+    """Share of the streamed network's time, two orientations, that each kind of operation takes."""
+    streamed = StreamedNetwork(ScoreUNet(3), WHITE, Compute.choose("cpu"), WAYS)
     v = noisy_waves(sizes.volume)
-    streamed_score(streamed, v, FLIPS)
+    streamed_score(streamed, v)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        streamed_score(streamed, v, FLIPS)
+        streamed_score(streamed, v)
     times: dict[str, float] = dict.fromkeys([*KINDS, "other"], 0.0)
     for event in profiled.key_averages():
         times[_kind(event.key)] += event.self_cpu_time_total

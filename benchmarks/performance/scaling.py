@@ -10,7 +10,7 @@ from records import grid
 from n2s_med.training import ADAPTATION
 from performance import page
 from performance.base import MIB, Record
-from performance.rates import FLIPPED
+from performance.rates import AVERAGED
 
 STUDIES = (1_000, 100_000)
 """A day."""
@@ -42,7 +42,7 @@ def text(records: Mapping[str, Record]) -> str:
     adapted = plain + ADAPTATION.seconds * cores
     memory = 2 * 4 * voxels + max(page.beside(row) for row in records["size"]["volumes"])
     read, written = (job[f"{way}_bytes"] * voxels / done for way in ("input", "output"))
-    flop = page.row_of(records["network"], FLIPPED)["flop"] * voxels
+    flop = page.row_of(records["network"], AVERAGED)["flop"] * voxels
     size = page.shape(STUDY)
     steps = [
         f"- **Time.** The job on {page.shape(job['shape'])} voxels took {job['process_s']:.1f} s on {cores} cores:"
@@ -53,7 +53,7 @@ def text(records: Mapping[str, Record]) -> str:
         f" 2 × 4 × {voxels / 1e6:.1f} M + {(memory - 8 * voxels) / MIB:,.0f} MiB = **{memory / MIB / 1024:.1f} GiB**.",
         f"- **Storage and network.** {read / 1e6:,.0f} MB read and {written / 1e6:,.0f} MB written a study, as the"
         " series and its output had a voxel.",
-        f"- **Arithmetic.** {flop / voxels / 1e3:,.0f} kFLOP a voxel (four flips) × {voxels / 1e6:.1f} M voxels ="
+        f"- **Arithmetic.** {flop / voxels / 1e3:,.0f} kFLOP a voxel (two orientations) × {voxels / 1e6:.1f} M voxels ="
         f" **{flop / 1e12:.1f} TFLOP** a study: what a card must sustain follows from this"
         + (_card(records, voxels) if "rates" in records.get("gpu", {}) else "; none was at hand to measure it on."),
         f"- **Load.** {BUSIEST_HOUR:.0%} of the day's studies in its busiest hour, and {USED:.0%} of the cores' time"

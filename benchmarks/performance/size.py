@@ -22,6 +22,7 @@ from n2s_med.noise import Gaussian
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import base_model
+from n2s_med.score.orientations import orientations
 from n2s_med.score.stream import StreamedNetwork
 from performance.base import Record, Sizes, in_own_process, noisy_waves, peak_memory_bytes, timed_s
 
@@ -52,7 +53,8 @@ def _volume(shape: Sequence[int]) -> Record:
 
 
 def _streams(plane: Sequence[int], lengths: Sequence[int]) -> Record:
-    streamed = StreamedNetwork(base_model(3).network, torch.zeros(6), Compute.choose("cpu"))
+    ways = orientations(DenoiseOptions().orientations, (1.0,) * 3, Correlation.white())
+    streamed = StreamedNetwork(base_model(3).network, torch.zeros(6), Compute.choose("cpu"), ways)
     stride = streamed.network.stride
     chunk = max(1, DenoiseOptions().chunk_voxels // (plane[0] * plane[1] * stride)) * stride
 

@@ -67,11 +67,11 @@ class Clock:
         """Count what the network takes, without what it waits for; within another network stage, not at all."""
         function: Callable[..., Iterator[Any]] = network.__call__
 
-        def counted(streamed: Any, chunks: Iterable[Any], *flips: Any) -> Iterator[Any]:
+        def counted(streamed: Any, chunks: Iterable[Any], *passes: Any) -> Iterator[Any]:
             if STEP_LENGTH in self.stack:
-                yield from function(streamed, chunks, *flips)
+                yield from function(streamed, chunks, *passes)
                 return
-            answers = function(streamed, self._apart(chunks), *flips)
+            answers = function(streamed, self._apart(chunks), *passes)
             while True:
                 with self.stage(NETWORK):
                     answer = next(answers, None)

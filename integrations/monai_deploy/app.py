@@ -22,7 +22,7 @@ from n2s_med.bundle.network import settings_of
 from n2s_med.modalities import modality_named
 
 OVERRIDES = "N2S_OVERRIDES"
-"""Environment variable with keys of the bundle's configuration, as JSON, such as ``{"flips": false}``."""
+"""Environment variable with keys of the bundle's configuration, as JSON, such as ``{"orientations": 1}``."""
 
 
 class DenoiseApplication(Application):  # type: ignore[misc]

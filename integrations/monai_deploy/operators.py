@@ -39,7 +39,7 @@ class DenoiseOperator(InferenceOperator):  # type: ignore[misc]
     bundle
         Folder of the bundle.
     overrides
-        Keys of the bundle's configuration, such as ``flips`` or ``adaptation``.
+        Keys of the bundle's configuration, such as ``orientations`` or ``adaptation``.
     """
 
     def __init__(self, fragment: Fragment, *args: Any, bundle: Path, overrides: dict[str, Any], **kwargs: Any) -> None:

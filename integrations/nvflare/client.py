@@ -59,7 +59,7 @@ def _algo(options: argparse.Namespace, site: str) -> MonaiAlgo:
             "patch": options.patch,
             "patience": sys.maxsize,  # the server decides when to stop
         },
-        eval_kwargs={"dataset_dir": data, "output_dir": str(own / "eval"), "flips": False},
+        eval_kwargs={"dataset_dir": data, "output_dir": str(own / "eval"), "orientations": 1},
     )
 
 

@@ -359,7 +359,7 @@ def _reference(bundle: Path, measure: _Once, base: Path, work: Path) -> dict[str
     told = dict[str, float]()
     for name, weights in (("base", base), ("adapted", work / "models" / "model.pt")):
         out = work / name
-        keys = {"output_dir": str(out), "flips": False, "estimate": measure}
+        keys = {"output_dir": str(out), "orientations": 1, "estimate": measure}
         _run(bundle, ["train", "evaluate"], work / "phantom.json", weights, **keys)
         (row,) = json.loads((out / "figures.json").read_text(encoding="utf-8"))
         told |= {"noisy": row["rmse_noisy"], name: row["rmse_denoised"]}

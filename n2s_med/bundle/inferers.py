@@ -36,7 +36,7 @@ def denoising(
     adaptation: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
     precision: PrecisionName = "auto",
-    flips: bool = True,
+    orientations: int = 2,
     formula: Literal["mean", "published"] = "mean",
     chunk_voxels: int = 1_000_000,
     sd_map: bool = False,
@@ -57,7 +57,7 @@ def denoising(
         Training keys of the adaptation to each scan; ``None`` takes the network as it is, ``{}`` the default.
     device, precision
         As for :meth:`n2s_med.compute.Compute.choose`.
-    flips, formula, chunk_voxels, seed
+    orientations, formula, chunk_voxels, seed
         As for :class:`n2s_med.denoise.DenoiseOptions`.
     sd_map
         Write the standard deviation of each voxel too.
@@ -71,7 +71,11 @@ def denoising(
         modality=modality_named(modality).name,
         config=None if adaptation is None else TrainingConfig.from_mapping(adaptation, ADAPTATION),
         options=DenoiseOptions(
-            flips=flips, formula=formula, chunk_voxels=chunk_voxels, sd_probes=SD_PROBES if sd_map else 0, seed=seed
+            orientations=orientations,
+            formula=formula,
+            chunk_voxels=chunk_voxels,
+            sd_probes=SD_PROBES if sd_map else 0,
+            seed=seed,
         ),
         compute=Compute.choose(str(device), precision),
         overwrite=overwrite,

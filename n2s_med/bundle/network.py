@@ -206,8 +206,8 @@ def _told(arguments: Mapping[str, Any]) -> str:
 class DenoisingNetwork(nn.Module):
     """The network with the Tweedie step, for runtimes that know tensors alone (ONNX, TensorRT, Holoscan).
 
-    One pass, a step of one along the score, no flips: what :class:`~n2s_med.denoise.Denoiser` measures and averages
-    besides is not in it.
+    One pass, a step of one along the score: what :class:`~n2s_med.denoise.Denoiser` measures and averages besides is
+    not in it.
 
     Parameters
     ----------

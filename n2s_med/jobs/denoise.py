@@ -266,7 +266,8 @@ class DenoiseJob:
                     bar.total = total * len(scans)
                     bar.update(before * total + done - bar.n)
 
-                denoiser = Denoiser(model, scan.choice.noise, self.compute, self.options)
+                spacing_mm = scan.volume.meta["spacing_mm"]
+                denoiser = Denoiser(model, scan.choice.noise, self.compute, self.options, spacing_mm=spacing_mm)
                 parts.append(denoiser(scan.y, scan.valid, show))
         return parts
 
@@ -326,7 +327,7 @@ class DenoiseJob:
                 **noise.law.parameters,
                 "step": outcome.parts[0].figures.step,
                 "formula": self.options.formula,
-                "flips": int(self.options.flips),
+                "orientations": self.options.orientations,
                 "correlated": int(not noise.correlation.is_white),
             },
             version=n2s_med.__version__,

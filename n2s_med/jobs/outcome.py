@@ -84,7 +84,7 @@ class Outcome:
                 "training_sure": model.card.get("sure"),
                 "training_sure_at_start": model.card.get("sure_at_start"),
                 "formula": options.formula,
-                "averaged_over_flips": options.flips,
+                "orientations": options.orientations,
             },
             "resources": {
                 "volumes": len(self.scans),

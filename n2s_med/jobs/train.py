@@ -114,7 +114,7 @@ class TrainJob:
 
     def _show(self, model: ScoreModel, scan: Scan, tracker: Tracker) -> None:
         """Track the model, and a picture of what it does to the first scan."""
-        denoised = Denoiser(model, scan.choice.noise, self.compute, DenoiseOptions(flips=False))(scan.y, scan.valid)
+        denoised = Denoiser(model, scan.choice.noise, self.compute, DenoiseOptions(orientations=1))(scan.y, scan.valid)
         tracker.metrics({"final_risk": denoised.figures.risk, "step_sure": denoised.figures.step_sure}, 0)
         if self.track:
             figure, _ = pictures.planes(

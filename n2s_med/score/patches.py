@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.scan import ScanNoise
-
-LIKE_SPACING = 1.1
-"""Axes whose spacings differ by less than this factor may be exchanged."""
+from n2s_med.score.orientations import Orientation, axis_orders
 
 HELD_OUT_EDGE = 12
 HELD_OUT_CONTEXT = 12
@@ -72,17 +69,7 @@ class UnitVolume:
 
     def axis_orders(self) -> list[tuple[int, ...]]:
         """Permutations of the axes under which spacing and correlation stay what they are."""
-        kernel = self.noise.correlation.kernel
-
-        def alike(order: tuple[int, ...]) -> bool:
-            spacings = zip(order, itertools.count(), strict=False)
-            ratios = (self.spacing_mm[a] / self.spacing_mm[b] for a, b in spacings)
-            permuted = self.noise.correlation.permuted(order).kernel
-            return all(1 / LIKE_SPACING < r < LIKE_SPACING for r in ratios) and (
-                permuted.shape == kernel.shape and torch.allclose(permuted, kernel, atol=0.02)
-            )
-
-        return [order for order in itertools.permutations(range(self.u.ndim)) if alike(order)]
+        return axis_orders(self.spacing_mm[: self.u.ndim], self.noise.correlation)
 
 
 @dataclass(frozen=True)
@@ -109,12 +96,11 @@ class Patch:
 
     def augment(self, v: Tensor) -> Tensor:
         """Permute and flip a batch (N, 1, spatial)."""
-        return v.permute(0, 1, *(a + 2 for a in self.order)).flip([a + 2 for a in self.flips])
+        return Orientation(self.order, self.flips).laid(v)
 
     def restore(self, v: Tensor) -> Tensor:
         """Undo :meth:`augment`."""
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return v.flip([a + 2 for a in self.flips]).permute(0, 1, *(a + 2 for a in inverse))
+        return Orientation(self.order, self.flips).restored(v)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Every layer is an iterator: it takes chunks of planes, gives chunks of planes, and keeps back no more than its kernel
 needs, two planes for a convolution. So each voxel of each layer is computed once, without the halos of tiles; memory
 does not grow with the number of planes; and the result is that of the whole volume in one piece, whatever the chunks.
-Several flips of a volume go side by side: what does not depend on the flip is computed once for all of them.
+Passes of several orientations go side by side: what does not depend on the orientation is computed once for all.
 
 Planes lie along the last axis of a volume, and along the first spatial axis of everything in here.
 """
@@ -24,12 +24,10 @@ from n2s_med.compute import Compute
 from n2s_med.score.blocks import voxels
 from n2s_med.score.inference import Layers
 from n2s_med.score.network import SLOPE, ScoreUNet
+from n2s_med.score.orientations import Orientation
 
 Chunks = Iterator[Tensor]
 """Tensors (N, C, planes, rest of the volume), one after the other along the planes."""
-
-Flip = tuple[int, ...]
-"""Axes of a volume, but not that of the planes."""
 
 Put = Callable[[Tensor, Tensor], object]
 """Writes what is made of its first argument into its second."""
@@ -46,27 +44,31 @@ class StreamedNetwork:
         :attr:`~n2s_med.noise.correlation.Correlation.traits` of the volume's noise, (4,) or (6,).
     compute
         Device and number type.
+    ways
+        Orientations over which the score is averaged; the volume as it lies if not given.
     """
 
-    def __init__(self, network: ScoreUNet, traits: Tensor, compute: Compute) -> None:
+    def __init__(
+        self, network: ScoreUNet, traits: Tensor, compute: Compute, ways: Sequence[Orientation] | None = None
+    ) -> None:
         self.compute = compute
         self.network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-        for level in self.network.encoder:
+        turned = [way.of(self.network) for way in ways] if ways else [copy.deepcopy(self.network)]
+        for level in itertools.chain.from_iterable(each.encoder for each in turned):
             level.tell(traits)
-        self.layers = Layers(self.network, compute)
-        self.put = _copy if self.layers.fused else _activate
+        self.layers = [Layers(each, compute) for each in turned]
         self.network.centre = network.centre.to(compute.device)
         self.traits = traits[None].to(compute.device)
 
-    def __call__(self, chunks: Iterable[Tensor], flips: Sequence[Flip] = ((),)) -> Iterator[Tensor]:
+    def __call__(self, chunks: Iterable[Tensor], passes: int | None = None) -> Iterator[Tensor]:
         """Give the score of the chunks, in chunks of other lengths.
 
         Parameters
         ----------
         chunks
             Float32 unit-noise data (1, X[, Y], planes).
-        flips
-            Over these the score is averaged; axes are counted without the first.
+        passes
+            Average over the first so many orientations; over all if not given.
 
         Returns
         -------
@@ -81,11 +83,11 @@ class StreamedNetwork:
         details: deque[Tensor] = deque()
         turned = map(self._turned, itertools.chain(_taken_up(deque([first])), given))
         del first
-        shared = Shared(self._features(details, Windows(turned, 1, repeat=True)), len(flips))
-        axes = [tuple(axis + 3 for axis in flip) for flip in flips]
-        answers = [self._unet(map(partial(self._laid, a), shared.stream(n)), planes) for n, a in enumerate(axes)]
+        layers = self.layers[:passes]
+        shared = Shared(self._features(details, Windows(turned, 1, repeat=True)), len(layers))
+        answers = [_unet(each, shared.stream(n), planes) for n, each in enumerate(layers)]
         judged = map(self._judged, Windows(_taken_up(details), 1, repeat=True))
-        mean = map(partial(_mean, axes, size), zip(*answers, strict=True))
+        mean = map(partial(_mean, size), zip(*answers, strict=True))
         return itertools.starmap(self._score, Together(_but_first(mean), judged))
 
     def _turned(self, chunk: Tensor) -> Tensor:
@@ -102,49 +104,45 @@ class StreamedNetwork:
         return self.network.score(correction, detail, noisy, self.traits)[:, 0].movedim(1, -1).cpu()
 
     def _features(self, details: deque[Tensor], windows: Chunks) -> Chunks:
-        """What the first convolution sees of the windows' inner planes; zeros fill the coarsest voxel at the end."""
-        planes = 0
+        """What the first convolution sees of the windows' inner planes; zeros fill the coarsest voxel at each end."""
+        planes, layers = 0, self.layers[0]
         for window in windows:
             detail, base = (part[:, :, 1:-1] for part in self.network.split(window))
             details.append(detail.clone())
-            x = self.network.features(detail, base).to(self.layers.dtype).contiguous(memory_format=self.layers.layout)
+            x = self.network.features(detail, base).to(layers.dtype).contiguous(memory_format=layers.layout)
+            pads = [p for n in reversed(x.shape[3:]) for p in (0, -n % self.network.stride)]
+            x = F.pad(x, pads) if any(pads) else x
             planes += x.shape[2]
             del window, detail, base  # this waits while the layers run
             yield x
         if missing := -planes % self.network.stride:
             yield torch.zeros_like(x[:, :, :1]).expand(-1, -1, missing, *x.shape[3:])
 
-    def _laid(self, axes: Flip, x: Tensor) -> Tensor:
-        """Features flipped, and padded to the coarsest voxel within the plane."""
-        if axes:
-            x = x.flip(axes)
-        pads = [p for n in reversed(x.shape[3:]) for p in (0, -n % self.network.stride)]
-        return F.pad(x, pads) if any(pads) else x
 
-    def _unet(self, x: Chunks, planes: int) -> Chunks:
-        """The layers of the network in their order; a skip waits until the way up has come to its planes.
+def _unet(layers: Layers, x: Chunks, planes: int) -> Chunks:
+    """The layers of the network in their order; a skip waits until the way up has come to its planes.
 
-        What oneDNN does not do in passing is done by who takes a convolution's answer, on the way into the next one's
-        window. The answer comes in voxels; its first plane, row and column lie before the volume.
-        """
-        layers, put = self.layers, self.put
-        skips: list[deque[Tensor]] = [deque() for _ in layers.up]
-        least = [max(1, (planes >> level) // 2) for level in range(len(layers.encoder) + 1)]
-        x = map(layers.stem.activated, Windows(x, 1, multiple=2, least=least[0]))
-        for n, down in enumerate(layers.down, 1):
-            whole = Windows(x, 0, multiple=down.stride, put=put)
-            x = map(down.activated, map(partial(_put_down, skips[n - 1]), whole))
-            for layer in layers.encoder[n]:
-                x = map(layer.activated, Windows(x, 1, least=least[n], put=put))
-        for n in reversed(range(len(skips))):
-            x, skip = map(partial(_in_place, put), x), _taken_up(skips[n])
-            if n:
-                x, put = itertools.starmap(_added, Together(map(layers.up[n], x), skip)), _activate
-            else:
-                x, put = itertools.starmap(layers.up[n].added, Together(x, skip)), _activate
-            for layer in layers.decoder[n]:
-                x, put = map(layer.activated, Windows(x, 1, least=least[n], put=put)), self.put
-        return map(voxels, map(layers.head, Windows(x, 1, overlap=1, least=least[1], put=put)))
+    What oneDNN does not do in passing is done by who takes a convolution's answer, on the way into the next one's
+    window. The answer comes in voxels; its first plane, row and column lie before the volume.
+    """
+    put = given = _copy if layers.fused else _activate
+    skips: list[deque[Tensor]] = [deque() for _ in layers.up]
+    least = [max(1, (planes >> level) // 2) for level in range(len(layers.encoder) + 1)]
+    x = map(layers.stem.activated, Windows(x, 1, multiple=2, least=least[0]))
+    for n, down in enumerate(layers.down, 1):
+        whole = Windows(x, 0, multiple=down.stride, put=put)
+        x = map(down.activated, map(partial(_put_down, skips[n - 1]), whole))
+        for layer in layers.encoder[n]:
+            x = map(layer.activated, Windows(x, 1, least=least[n], put=put))
+    for n in reversed(range(len(skips))):
+        x, skip = map(partial(_in_place, put), x), _taken_up(skips[n])
+        if n:
+            x, put = itertools.starmap(_added, Together(map(layers.up[n], x), skip)), _activate
+        else:
+            x, put = itertools.starmap(layers.up[n].added, Together(x, skip)), _activate
+        for layer in layers.decoder[n]:
+            x, put = map(layer.activated, Windows(x, 1, least=least[n], put=put)), given
+    return map(voxels, map(layers.head, Windows(x, 1, overlap=1, least=least[1], put=put)))
 
 
 def _copy(chunk: Tensor, out: Tensor) -> None:
@@ -164,10 +162,10 @@ def _in_place(put: Put, chunk: Tensor) -> Tensor:
     return chunk
 
 
-def _mean(axes: Sequence[Flip], size: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
-    """The mean over the flips, turned back, without what lies before the volume and what was padded."""
+def _mean(size: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
+    """The mean over the orientations, without what lies before the volume and what was padded."""
     inside = (slice(None),) * 3 + tuple(slice(1, n + 1) for n in size)
-    first, *others = (x[inside].flip(a).float() for x, a in zip(answers, axes, strict=True))
+    first, *others = (x[inside].float() for x in answers)
     for other in others:
         first += other
     return first / len(answers) if others else first

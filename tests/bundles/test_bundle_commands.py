@@ -95,7 +95,7 @@ def test_a_federated_round(bundle, name, scans):
     algo = MonaiAlgo(
         bundle_root=str(bundle),
         train_kwargs={"dataset_dir": str(scans), **keys},
-        eval_kwargs={"dataset_dir": str(scans), "flips": False, "precision": "fp32"},
+        eval_kwargs={"dataset_dir": str(scans), "orientations": 1, "precision": "fp32"},
     )
     algo.initialize(extra={ExtraItems.CLIENT_NAME: "site-1"})
     everyones = ExchangeObject(weights=score_network(DIMS[name], SMALL).state_dict())
@@ -116,7 +116,7 @@ def test_commands_in_processes_of_their_own(place, tmp_path):
     here = place == "from its folder"
     folder, prefix = (bundle, "configs") if here else (tmp_path, f"{name}/configs")
     root = [] if here else ["--bundle_root", bundle]
-    words = ["run", "--config_file", f"{prefix}/inference.json", "--dataset_dir", scan, "--flips", False, *root]
+    words = ["run", "--config_file", f"{prefix}/inference.json", "--dataset_dir", scan, "--orientations", 1, *root]
     done = command(folder, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (bundle / "eval" / "scan.nii.gz").exists()

@@ -30,7 +30,7 @@ from n2s_med.errors import ConfigurationError, InputError, ModelError, OutputErr
 from n2s_med.phantoms import pet_phantom, write_pet_series
 from n2s_med.score import ScoreModel
 
-FAST = {"precision": "fp32", "flips": False}
+FAST = {"precision": "fp32", "orientations": 1}
 
 
 def by_command_line(source: Path, output: Path, dims: int, modality: str, *options: str) -> Path:
@@ -39,7 +39,7 @@ def by_command_line(source: Path, output: Path, dims: int, modality: str, *optio
     ScoreModel(network_of(dims)).save(model)
     words = ["denoise", source, output, "--model", model, "--modality", modality, "--precision", "fp32", "--quiet"]
     with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in (*words, "--no-flips", "--threads", "1", *options)])
+        main([str(word) for word in (*words, "--orientations", 1, "--threads", "1", *options)])
     assert ended.value.code == 0
     return output
 
@@ -118,9 +118,9 @@ def test_a_misspelt_key_is_refused_before_anything_is_read(key, near, tmp_path, 
 def test_a_word_for_a_truth_value_is_refused(word, tmp_path):
     bundle = small_bundle("ct_gaussian", tmp_path / "ct")
     with pytest.raises(RuntimeError) as refused:
-        workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", flips=word)
-    assert str(cause(refused.value)) == f"--flips {word} is no truth value. Write --flips True or False."
-    workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", flips="$not @sd_map")
+        workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", sd_map=word)
+    assert str(cause(refused.value)) == f"--sd_map {word} is no truth value. Write --sd_map True or False."
+    workflow(bundle, "inference", kind="infer", dataset_dir="/nowhere", overwrite="$not @sd_map")
 
 
 def test_a_key_of_ones_own_is_taken_where_something_refers_to_it(tmp_path):

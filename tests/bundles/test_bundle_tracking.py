@@ -251,8 +251,8 @@ def test_monais_own_tracking_ends_its_runs(tmp_path):
     scan = write_scan("ct_gaussian", tmp_path / "scan.nii.gz")
     keys = {"dataset_dir": str(scan), "tracking": "mlflow"}
     run(bundle, "train", run_name="trained", **keys, **TINY)
-    run(bundle, "train", "evaluate", run_name="evaluated", **keys, flips=False, precision="fp32")
-    run(bundle, "inference", kind="infer", run_name="inferred", **keys, flips=False, precision="fp32")
+    run(bundle, "train", "evaluate", run_name="evaluated", **keys, orientations=1, precision="fp32")
+    run(bundle, "inference", kind="infer", run_name="inferred", **keys, orientations=1, precision="fp32")
     client = mlflow.MlflowClient(f"sqlite:///{bundle}/eval/mlruns.db")
     runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
     assert {found.info.run_name for found in runs} >= {"trained", "evaluated"}

@@ -74,7 +74,7 @@ def test_a_bundle_trains_evaluates_and_infers(bundle, scans):
     assert math.isfinite(made.evaluator.state.metrics["risk"])
     assert state_of(bundle).keys() == before.keys()
     assert (bundle / "models" / "checkpoint_epoch=1.pt").exists()
-    evaluated = run(bundle, "train", "evaluate", dataset_dir=str(scans), flips=False, precision="fp32")
+    evaluated = run(bundle, "train", "evaluate", dataset_dir=str(scans), orientations=1, precision="fp32")
     (row,) = json.loads((bundle / "eval" / "figures.json").read_text(encoding="utf-8"))
     assert evaluated.evaluator.state.metrics["risk"] == pytest.approx(row["risk"])
     assert {"risk", "step_sure", "residual_variance", "checks_passed"} <= row.keys()
@@ -212,7 +212,7 @@ def test_a_figure_below_zero_keeps_the_weights_given(ct):
 
 def test_weights_learned_from_few_whole_counts_are_used_as_such(tmp_path):
     pet, scan = small_bundle("pet_poisson", tmp_path / "pet"), count_scan(tmp_path / "counts.nii.gz")
-    start, keys = pet / "models" / "model.pt", {"flips": False, "precision": "fp32", "overwrite": True}
+    start, keys = pet / "models" / "model.pt", {"orientations": 1, "precision": "fp32", "overwrite": True}
 
     def inferred(**told: Any) -> tuple[bool, Tensor]:
         made = run(pet, "inference", kind="infer", dataset_dir=str(scan), **keys, **told)
@@ -243,7 +243,7 @@ def test_evaluation_compares_with_a_reference_where_there_is_one(ct, tmp_path):
     write_scan("ct_gaussian", tmp_path / "clean.nii.gz", clean=True)
     rows = [{"image": "noisy.nii.gz", "reference": "clean.nii.gz"}, {"image": "noisy.nii.gz"}]
     (tmp_path / "list.json").write_text(json.dumps({"validation": rows}), encoding="utf-8")
-    run(ct, "train", "evaluate", dataset_dir=str(tmp_path / "list.json"), flips=False, precision="fp32")
+    run(ct, "train", "evaluate", dataset_dir=str(tmp_path / "list.json"), orientations=1, precision="fp32")
     with_reference, without = json.loads((ct / "eval" / "figures.json").read_text(encoding="utf-8"))
     assert with_reference["rmse_noisy"] == pytest.approx(20, rel=0.05)
     assert with_reference["psnr_noisy_db"] == pytest.approx(20 * math.log10(80 / with_reference["rmse_noisy"]))

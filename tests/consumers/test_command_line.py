@@ -41,7 +41,7 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from n2s_med.noise import Gaussian
 
 SHAPES = {3: (1, 1, 9, 17, 12), 2: (1, 1, 9, 17)}
-FAST = {"flips": False, "precision": "fp32"}
+FAST = {"orientations": 1, "precision": "fp32"}
 
 
 @dataclass

@@ -35,7 +35,7 @@ def test_a_bundle_runs_outside_the_checkout(installed, name, tmp_path):
     shutil.copytree(BUNDLES / name, bundle, ignore=shutil.ignore_patterns("eval", "cache", "data"))
     scan = write_scan(name, tmp_path / "scan.nii.gz")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    words = ["run", "--config_file", "configs/inference.json", "--dataset_dir", scan, "--flips", "False"]
+    words = ["run", "--config_file", "configs/inference.json", "--dataset_dir", scan, "--orientations", "1"]
     done = subprocess.run(
         [installed, "-m", "monai.bundle", *map(str, words)],
         cwd=bundle,

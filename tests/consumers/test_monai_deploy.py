@@ -42,7 +42,7 @@ def study_of_two_series(folder: Path) -> Path:
 
 def application(study: Path, output: Path, bundle: Path) -> subprocess.CompletedProcess[str]:
     """Run the application in a process of its own."""
-    overrides = json.dumps({"flips": False, "precision": "fp32"})
+    overrides = json.dumps({"orientations": 1, "precision": "fp32"})
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "N2S_OVERRIDES": overrides}
     words = [sys.executable, APP, "-i", study, "-o", output, "-m", bundle]
     return subprocess.run(
@@ -55,7 +55,7 @@ def test_a_study_comes_back_as_the_bundle_gives_it(tmp_path):
     study = study_of_two_series(tmp_path / "study")
     done = application(study, tmp_path / "out", bundle)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    run(bundle, "inference", kind="infer", dataset_dir=str(study / "pet"), flips=False, precision="fp32")
+    run(bundle, "inference", kind="infer", dataset_dir=str(study / "pet"), orientations=1, precision="fp32")
     (found,), (expected,) = read(tmp_path / "out").volumes, read(bundle / "eval").volumes
     assert found.meta["modality"] == "pet"
     assert found.meta["units"] == expected.meta["units"] == "BQML"

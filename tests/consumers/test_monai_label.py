@@ -17,7 +17,7 @@ from n2s_med.volumes import read
 pytest.importorskip("monailabel", reason="MONAI Label is not installed: make consumers")
 
 APP = BUNDLES.parent / "integrations" / "monai_label"
-FAST = {"flips": False, "precision": "fp32"}
+FAST = {"orientations": 1, "precision": "fp32"}
 
 
 def fast_bundle(name: str, folder: Path) -> Path:

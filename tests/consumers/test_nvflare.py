@@ -50,7 +50,9 @@ def test_two_sites_train_together(tmp_path):
     assert figures.keys() == {(site, number) for site in SITES for number in (0, 1)}
     bundle, work = tmp_path / "ct_gaussian", tmp_path / "work"
     for site in SITES:  # the first figure is that of the bundle's weights, and then the weights are others
-        judged = run(bundle, "train", "evaluate", dataset_dir=str(tmp_path / site), output_dir=str(work), flips=False)
+        judged = run(
+            bundle, "train", "evaluate", dataset_dir=str(tmp_path / site), output_dir=str(work), orientations=1
+        )
         assert figures[site, 0] == pytest.approx(judged.evaluator.state.metrics["risk"], abs=1e-4)
         assert figures[site, 1] != figures[site, 0]
     start = weights(bundle / "models" / "model.pt")

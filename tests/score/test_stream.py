@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute
+from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet, inference
+from n2s_med.score.orientations import orientations
 from n2s_med.score.stream import StreamedNetwork, Together, Windows
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -48,20 +50,19 @@ def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...]
 
 @pytest.mark.parametrize("planes", [4, 100])
 @pytest.mark.parametrize("shape", [(17, 10, 41), (5, 6, 2), (33, 70)], ids=str)
-def test_mean_over_flips(shape: tuple[int, ...], planes: int) -> None:
-    """Flips side by side are the mean of one after the other; odd sizes are padded after the flip."""
+def test_mean_over_orientations(shape: tuple[int, ...], planes: int) -> None:
+    """Of all, or of the first so many."""
     v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
-    streamed = StreamedNetwork(network(len(shape), (3, 4, 5)), torch.zeros(2 * len(shape)), CPU)
-    flips = [(), *((axis,) for axis in range(len(shape) - 1))]
-
-    def alone(flip: tuple[int, ...]) -> Tensor:
-        axes = [axis + 1 for axis in flip]
-        return torch.cat(list(streamed(chunks(v.flip(axes), planes))), dim=-1).flip(axes)
-
-    together = torch.cat(list(streamed(chunks(v, planes), flips)), dim=-1)
-    mean = torch.stack([alone(flip) for flip in flips]).mean(dim=0)
-    assert float((mean - alone(())).abs().max()) > 0.1
-    torch.testing.assert_close(together, mean, rtol=0, atol=2e-5)
+    traits = 0.2 * torch.rand(2 * len(shape), generator=torch.Generator().manual_seed(2))
+    unet = network(len(shape), (3, 4, 5))
+    ways = orientations(3, (1.0,) * len(shape), Correlation.white(len(shape)))
+    with torch.no_grad():
+        apart = [way.of(unet)(v[:, None], traits[None])[:, 0] for way in ways]
+    assert float((apart[1] - apart[0]).abs().max()) > 0.1
+    streamed = StreamedNetwork(unet, traits, CPU, ways)
+    for passes in (1, 2, None):
+        together = torch.cat(list(streamed(chunks(v, planes), passes)), dim=-1)
+        torch.testing.assert_close(together, torch.stack(apart[:passes]).mean(dim=0), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -75,7 +76,7 @@ def test_bfloat16_is_near(shape: tuple[int, ...], onednn: bool, monkeypatch: pyt
     traits = torch.full((2 * len(shape),), 0.1)
     unet = network(len(shape), (16, 32, 32))
     streamed = StreamedNetwork(unet, traits, Compute(torch.device("cpu"), bf16=True))
-    assert streamed.layers.fused is onednn
+    assert streamed.layers[0].fused is onednn
     with torch.no_grad():
         whole = unet(v[:, None], traits[None])[:, 0]
         error = torch.cat(list(streamed(chunks(v, 6))), dim=-1) - whole

@@ -249,7 +249,7 @@ def test_whole_counts_are_split_and_chosen_by_what_is_left_over(kept: float) -> 
     again = of([one], replace(config, steps=8), network=copy.deepcopy(learned))
     assert again._unfit(-0.1) == (kept == 0)
     model = ScoreModel(learned, run.objective.scale, learned_counts=run.learned_counts)
-    options = DenoiseOptions(flips=False, few_counts=False)
+    options = DenoiseOptions(orientations=1, few_counts=False)
     x_hat = Denoiser(model, noise, CPU, options)(y).x_hat
     error = float((x_hat - x).square().mean() / (y - x).square().mean())
     assert error < 0.08 or not kept
@@ -441,7 +441,7 @@ def test_it_learns_and_knows_how_well(law: Gaussian | Poisson) -> None:
     config = TrainingConfig(steps=80, patch=16, channels=(8, 12), checks=4)
     run = of([one], config)
     network = run.run()
-    result = Denoiser(ScoreModel(network, run.objective.scale), noise, CPU, DenoiseOptions(flips=False))(y)
+    result = Denoiser(ScoreModel(network, run.objective.scale), noise, CPU, DenoiseOptions(orientations=1))(y)
     before, after = float((y - x).square().mean()), float((result.x_hat - x).square().mean())
     assert 10 * torch.log10(torch.tensor(before / after)) > 6
     assert result.figures.risk == pytest.approx(after / before, abs=0.05)
