@@ -106,9 +106,10 @@ def _page(rows: Sequence[Sequence[str]], options: argparse.Namespace) -> str:
     return f"""\
 # Few counts
 
-Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), law and
-level known, one orientation. Mean counts: of the warm background. RMS error over all voxels, in roots of that mean. Biases of the mean of the background and of the four hot spheres' cores against the truth, and against the
-mean of the noisy counts in the same voxels.
+Written by `python benchmarks/low_counts.py --seeds {options.seeds}`: whole counts of the PET phantom (gain 1), law
+and level known, one orientation. Mean counts: of the warm background. RMS error over all voxels, in roots of that
+mean. Biases of the mean of the background and of the four hot spheres' cores against the truth, and against the mean
+of the noisy counts in the same voxels.
 
 The formulas are given the base weights as they are; the second-order one also the posterior variance, by {PROBES}
 probes. Ours, base weights: the formula of the mean, moved towards the denoised sums of neighbouring counts where counts
