@@ -8,19 +8,21 @@ variance and the remaining error add up to that of the noise. Each of these is a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from n2s_med.denoise import Figures
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.values import all_valid, data, some_places
+from n2s_med.regions import slabs
 from n2s_med.report import JSONValue, Verdict
 
-PLANES = 16
-"""Planes looked at in one go; bounds the memory."""
-
+AT_ONCE = 1 << 18
+"""Voxels of whole planes that are looked at in one go: what stays in the processor's cache."""
 
 LEAST_LEVEL = 0.5
 """Share of the level found to which its interval may reach down."""
@@ -64,32 +66,64 @@ class Residual:
 
 def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Residual:
     """Measure the residual of a volume (X, Y, Z), a few planes at a time."""
-    dims = range(y.ndim)
     sums = torch.zeros(6, dtype=torch.float64)
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
     unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
-    for planes, own in _slabs(len(y)):
-        law = noise.law.at((planes, *(slice(None) for _ in y.shape[1:])))
-        keep = valid[planes] & noise.admits(y[planes]) & law.support(x_hat[planes])
+    last: tuple[Tensor, Tensor] | None = None
+    for region in slabs(y.shape, _planes(y.shape)):
+        law, before, after = noise.law.at(region), y[region], x_hat[region]
+        keep = valid[region]
+        for holds in (noise.admits(before), law.support(after)):
+            keep = keep if all_valid(holds) else keep & holds
         if unit is None:
-            before, after = _unit(y[planes], keep, law.to_unit), _unit(x_hat[planes], keep, law.expected_unit)
+            before, after = _unit(before, keep, law.to_unit), _unit(after, keep, law.expected_unit)
         else:
-            before, after = y[planes] / unit, x_hat[planes] / unit
-        r = torch.where(keep, before - after, 0.0).double()
-        e = torch.where(keep, after, 0.0).double()
-        inside = slice(0, own)
-        terms = (keep.double(), r, r * r, e, e * e, r * e)
-        sums += torch.stack([term[inside].sum() for term in terms])
-        for axis in dims:
-            here, there = _neighbours(r.shape, axis, own)
-            lagged[axis] += (r[here] * r[there]).sum()
-            pairs[axis] += (keep[here] & keep[there]).sum()
-    n, r1, r2, e1, e2, re = sums.tolist()
+            before, after = before / unit, after / unit
+        r, e = (_kept(keep, values).movedim(-1, 0).contiguous() for values in (before - after, after))
+        keep = keep.movedim(-1, 0)
+        flat, other = r.flatten(), e.flatten()
+        products = [flat.dot(flat), other.dot(other), flat.dot(other)]
+        sums += torch.stack([keep.count_nonzero(), flat.sum(), other.sum(), *products])
+        for axis in range(r.ndim):
+            lagged[axis] += _lagged(r, axis)
+            pairs[axis] += _pairs(keep, axis)
+        if last is not None:
+            lagged[0] += last[0].flatten().dot(r[0].flatten())
+            pairs[0] += (last[1] & keep[0]).count_nonzero()
+        last = r[-1], keep[-1]
+    lagged, pairs = lagged.roll(-1), pairs.roll(-1)  # the planes' axis came first
+    n, r1, e1, r2, e2, re = sums.tolist()
     mean, variance = r1 / n, max(r2 / n - (r1 / n) ** 2, 1e-30)
     spread = max(e2 / n - (e1 / n) ** 2, 1e-30)
     neighbours = (lagged / pairs.clamp_min(1) - mean**2) / variance * (pairs > 0)
     with_estimate = (re / n - mean * e1 / n) / math.sqrt(variance * spread)
     return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate, spread)
+
+
+def _planes(shape: Sequence[int]) -> int:
+    """How many planes of a volume are looked at in one go."""
+    return max(1, AT_ONCE // math.prod(shape[:-1]))
+
+
+def _lagged(values: Tensor, axis: int) -> Tensor:
+    """Sum of the products of neighbours along an axis: of all values one stride apart in memory, but for those that are
+    no neighbours.
+    """
+    step, flat = math.prod(values.shape[axis + 1 :]), values.flatten()
+    ends, starts = values.select(axis, -1), values.select(axis, 0)
+    if axis:
+        ends, starts = ends.flatten(0, axis - 1)[:-1], starts.flatten(0, axis - 1)[1:]
+    else:
+        ends, starts = ends[:0], starts[:0]
+    return flat[:-step].dot(flat[step:]) - ends.flatten().dot(starts.flatten())
+
+
+def _pairs(keep: Tensor, axis: int) -> Tensor:
+    """Number of neighbours along an axis that are both kept."""
+    size = keep.shape[axis]
+    if all_valid(keep):
+        return torch.tensor(keep.numel() // size * (size - 1))
+    return (keep.narrow(axis, 0, size - 1) & keep.narrow(axis, 1, size - 1)).count_nonzero()
 
 
 def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
@@ -99,21 +133,12 @@ def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
 
 def _unit(values: Tensor, keep: Tensor, to_unit: Callable[[Tensor], Tensor]) -> Tensor:
     """``to_unit(values)`` where they are kept, 0 elsewhere."""
-    return torch.where(keep, to_unit(torch.where(keep, values, 1.0)), 0.0)
+    return to_unit(values) if all_valid(keep) else torch.where(keep, to_unit(torch.where(keep, values, 1.0)), 0.0)
 
 
-def _slabs(count: int) -> Iterator[tuple[slice, int]]:
-    """Slabs of planes with one more plane behind each, and how many planes of each are its own."""
-    for start in range(0, count, PLANES):
-        yield slice(start, start + PLANES + 1), min(PLANES, count - start)
-
-
-def _neighbours(shape: Sequence[int], axis: int, own: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Views of a slab whose voxels are neighbours along ``axis``; the first lies in its own planes."""
-    here, there = [slice(0, own), *(slice(None) for _ in shape[1:])], [slice(0, own), *(slice(None) for _ in shape[1:])]
-    count = min(own, shape[0] - 1) if axis == 0 else shape[axis] - 1
-    here[axis], there[axis] = slice(0, count), slice(1, count + 1)
-    return tuple(here), tuple(there)
+def _kept(keep: Tensor, values: Tensor) -> Tensor:
+    """The values where they are kept, 0 elsewhere."""
+    return values if all_valid(keep) else torch.where(keep, values, 0.0)
 
 
 def verdicts(
@@ -192,17 +217,20 @@ def _verdict(name: str, value: float, bounds: tuple[float, float], expectation: 
 
 def _peak_shift(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
     """How far the maximum moved, in noise standard deviations at that intensity; the median where they vary."""
-    before, after = (v.masked_fill(~valid, -math.inf).max() for v in (y, x_hat))
-    return float((after - before) / noise.variance(before).median().sqrt())
+    before, after = (data(v, valid).max() for v in (y, x_hat))
+    return float((after - before) / replace(noise, law=noise.law.typical).variance(before).sqrt())
 
 
 PERCENTILES: Sequence[float] = (1, 50, 99)
+SUMMED_UP_BY = 1_000_000
+"""Percentiles that are told, and the values that they rest on, at most."""
 
 
 def quantities(y: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, JSONValue]:
     """Mean, maximum and percentiles before and after, and their shifts, in the scan's units."""
     out: dict[str, JSONValue] = {}
-    before, after = _summary(y[valid]), _summary(x_hat[valid])
+    places = some_places(valid, SUMMED_UP_BY)
+    before, after = (_summary(volume, valid, volume[places]) for volume in (y, x_hat))
     for name in before:
         out[f"{name}_before_units"] = before[name]
         out[f"{name}_after_units"] = after[name]
@@ -211,8 +239,9 @@ def quantities(y: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, JSONValue]:
     return out
 
 
-def _summary(values: Tensor) -> dict[str, float]:
-    some = values[:: 1 + values.numel() // 1_000_000].double()
-    levels = some.quantile(torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()  # sorted once for all
+def _summary(volume: Tensor, valid: Tensor, some: Tensor) -> dict[str, float]:
+    levels = np.quantile(some.double().numpy(), np.array(PERCENTILES) / 100).tolist()  # PyTorch's sorts all of them
     cuts = {f"percentile_{p:g}": level for p, level in zip(PERCENTILES, levels, strict=True)}
-    return {"mean": float(values.mean(dtype=torch.float64)), "maximum": float(values.max()), **cuts}
+    parts = [data(volume[region], valid[region]) for region in slabs(volume.shape, _planes(volume.shape))]
+    total, count = sum(float(part.sum(dtype=torch.float64)) for part in parts), sum(map(len, parts))
+    return {"mean": total / count, "maximum": max(float(part.max()) for part in parts if len(part)), **cuts}
