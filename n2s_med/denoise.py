@@ -31,7 +31,7 @@ from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
 from n2s_med.score.stream import StreamedNetwork
 from n2s_med.uncertainty import MARGIN, REGION, Curve, Errors, mean_filter, shared_voxels, smoothed_variance
-from n2s_med.unit_data import UnitData, pieces
+from n2s_med.unit_data import UnitData, admitted
 
 Progress = Callable[[int, int], None]
 """Called with the planes done and the planes in all."""
@@ -191,7 +191,8 @@ class Denoiser:
         """
         shape = y.shape[: self.spatial_dims]
         y_flat = y.reshape(shape)
-        u = UnitData(y_flat, self._admitted(y_flat, valid), self.noise)
+        inside = torch.ones((), dtype=torch.bool).expand(shape) if valid is None else valid.reshape(shape)
+        u = UnitData(y_flat, admitted(y_flat, inside, self.noise), self.noise)
         figures, curve = self._measure(u)
         done, total = 0, y_flat.shape[-1] * (self.options.orientations + 2 * self.options.sd_probes)
 
@@ -216,17 +217,6 @@ class Denoiser:
             sd=None if sd is None else sd.reshape(y.shape),
             figures=figures,
         )
-
-    def _admitted(self, y: Tensor, valid: Tensor | None) -> Tensor:
-        """Where a volume is valid and the law holds; takes no memory of its own where all of it is."""
-        inside = torch.ones((), dtype=torch.bool).expand(y.shape) if valid is None else valid.reshape(y.shape)
-        own = False
-        for region in pieces(y.shape):
-            admitted = inside[region] & self.noise.admits(y[region])
-            if not torch.equal(admitted, inside[region]):
-                inside, own = inside if own else inside.clone(), True
-                inside[region] = admitted
-        return inside
 
     def _estimate(self, law: NoiseModel, y: Tensor, score_u: Tensor) -> Tensor:
         """``x_hat`` by the chosen formula."""

@@ -75,6 +75,8 @@ def detail_energy(data: Tensor) -> Tensor:
 
 
 def planes_apart(data: Tensor) -> Tensor:
-    """The same values (X[, Y], planes), with each plane in one piece of memory."""
+    """The same values (X[, Y], planes), with each plane in one piece of memory; a copy only where they are not."""
+    if data.movedim(-1, 0).is_contiguous():
+        return data
     planes = data.shape[-1]
     return data.reshape(-1, planes).t().contiguous().view(planes, *data.shape[:-1]).movedim(0, -1)

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from n2s_med.errors import InputError, NoiseLawError
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.values import all_valid, data, every_place
 from n2s_med.regions import Region, slabs
 
 CHECKED = 4_000_000
 """Voxels checked at once."""
+
+LOW_END_BY = 100_000
+"""Values that the low end of a volume rests on, about."""
 
 
 class UnitData:
@@ -38,19 +42,23 @@ class UnitData:
 
     def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
         self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
-        voxels = int(valid.sum())
-        if not voxels:
-            raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
-        some, lowest, highest = [], math.inf, -math.inf
+        voxels, lowest, highest = 0, math.inf, -math.inf
         for region in pieces(y.shape):
-            inside = y[region].flatten() if valid[region].all() else y[region][valid[region]]
+            inside = data(y[region], valid[region])
             if inside.numel():
                 self._check(inside)
-                lowest, highest = min(lowest, float(inside.min())), max(highest, float(inside.max()))
-                some.append(inside[:: 1 + voxels // 100_000])
+                ends = torch.stack(inside.aminmax()).tolist()
+                voxels, lowest, highest = voxels + inside.numel(), min(lowest, ends[0]), max(highest, ends[1])
+        if not voxels:
+            raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
         if lowest == highest:
             raise InputError("the volume is constant: there is no noise to remove", remedy="check the scan")
-        self.low = torch.cat(some).quantile(0.01)
+        self.low = None if voxels == valid.numel() else self._low_end(1 + voxels // LOW_END_BY)
+
+    def _low_end(self, step: int) -> Tensor:
+        """Of one in so many values, which padding is filled with."""
+        parts = ((self.y[region], self.valid[region]) for region in pieces(self.shape))
+        return torch.cat([part[every_place(inside, step)] for part, inside in parts]).quantile(0.01)
 
     def _check(self, inside: Tensor) -> None:
         """Refuse some of the values, with what is to be said of all."""
@@ -66,10 +74,24 @@ class UnitData:
 
     def filled(self, region: Region | EllipsisType) -> Tensor:
         """The values of a region, padding filled."""
+        if self.low is None:
+            return self.y[region]
         return torch.where(self.valid[region], self.y[region], self.low)
 
     def __getitem__(self, region: Region) -> Tensor:
         return self.noise.law.at(region).to_unit(self.filled(region)).float()
+
+
+def admitted(y: Tensor, valid: Tensor, noise: ScanNoise) -> Tensor:
+    """Where a volume is valid and its noise law holds; takes no memory of its own where the law holds everywhere."""
+    inside, own = valid, False
+    for region in pieces(y.shape):
+        holds = noise.admits(y[region])
+        if all_valid(holds) or torch.equal(found := inside[region] & holds, inside[region]):
+            continue
+        inside, own = inside if own else inside.clone(), True
+        inside[region] = found
+    return inside
 
 
 def pieces(shape: Sequence[int]) -> Iterator[Region]:

@@ -254,7 +254,7 @@ class DenoiseJob:
             )
         if start is None:
             raise ConfigurationError("a new network without training", remedy="give it time with --seconds")
-        return start.centred(scans[0].unit(0).centre)
+        return start.centred(scans[0].centre)
 
     def denoise(self, scans: Sequence[Scan], model: ScoreModel) -> list[Denoised]:
         """Every time point of a scan."""

@@ -18,10 +18,11 @@ from n2s_med.noise.base import require_nonnegative
 from n2s_med.noise.by_score import SOLUTIONS, published
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.estimate import Estimate, estimate
-from n2s_med.noise.lattice import quantum_of
+from n2s_med.noise.lattice import LOOKED_AT, quantum_of
 from n2s_med.noise.points import STEEPEST
 from n2s_med.noise.rician import rician_amplitude
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.values import data, has_negative, some_places
 from n2s_med.report import JSONValue
 
 AUTO = "auto"
@@ -143,9 +144,10 @@ def choose_noise(
         choice = _given(y, valid, spacing_mm, request, "as given")
         rician, told_so = _rician(y, valid, choice.noise, modality, request)
         return replace(choice, warnings=(*choice.warnings, *told_so), rician=rician)
-    signed = bool((y[valid] < 0).any())
+    values = data(y, valid)
+    signed = has_negative(values)
     if signed and request.law != AUTO and LAWS[request.law].fixed_power != 0:
-        require_nonnegative(request.law, y[valid])
+        require_nonnegative(request.law, values)
     default = modality.law if modality else None
     if request.law != AUTO:
         wanted: str | None = request.law
@@ -195,7 +197,7 @@ def _estimate(
 ) -> Estimate:
     magnitude = modality is not None and modality.magnitude
     found = estimate(_image(y), _image(valid), spacing_mm[: _image(y).ndim], law, magnitude=magnitude)
-    found.noise.law.check(y[valid])
+    found.noise.law.check(data(y, valid))
     return found
 
 
@@ -225,7 +227,7 @@ def _by_score(
 def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: NoiseRequest, whence: str) -> NoiseChoice:
     """The law and level of the request; only the correlation is estimated."""
     law = law_named(request.law, **request.parameters)
-    law.check(y[valid])
+    law.check(data(y, valid))
     found, correlation, warnings = None, Correlation.white(_image(y).ndim), []
     if request.correlation == AUTO:
         try:
@@ -233,7 +235,7 @@ def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: Noise
             correlation = found.noise.correlation
         except InputError:
             warnings.append("The scan shows too little noise to measure its correlation: taken as white.")
-    quantum = quantum_of(y[valid], law)
+    quantum = quantum_of(y[some_places(valid, LOOKED_AT)], law)
     floor = -math.inf if quantum or found is None else found.noise.floor
     noise = ScanNoise(law, correlation, quantum, floor)
     return NoiseChoice(noise, found, f"{law}, {whence}; {_correlation(noise)}", tuple(warnings))

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from n2s_med.jobs.noise import AUTO, NoiseChoice, NoiseRequest, choose_noise
 from n2s_med.modalities import Modality
-from n2s_med.score.patches import UnitVolume
-from n2s_med.unit_data import to_unit
+from n2s_med.noise.values import data, some_places
+from n2s_med.score.patches import CENTRED_BY, UnitVolume
+from n2s_med.unit_data import admitted, to_unit
 from n2s_med.volumes import Volume, read, valid_mask
 
 Say = Callable[[str], None]
@@ -45,11 +46,26 @@ class Scan:
         """2 for a single slice, else 3."""
         return 2 if self.y.shape[-1] == 1 else 3
 
+    @property
+    def centre(self) -> float:
+        """That of :meth:`unit`, without the rest of it."""
+        noise = self.choice.noise
+        if noise.quantum:
+            return self.unit(0).centre
+        y, valid = self._admitted
+        places = some_places(valid, CENTRED_BY)
+        return float(noise.law.at(places).to_unit(y[places]).median())
+
+    @property
+    def _admitted(self) -> tuple[Tensor, Tensor]:
+        """The values, of a single slice without the third axis, and where they are data to which the law applies."""
+        shape = self.y.shape[: self.spatial_dims]
+        y = self.y.reshape(shape)
+        return y, admitted(y, self.valid.reshape(shape), self.choice.noise)
+
     def unit(self, seed: int) -> UnitVolume:
         """The volume in the unit-noise domain, as training sees it."""
-        shape, noise = self.y.shape[: self.spatial_dims], self.choice.noise
-        y = self.y.reshape(shape)
-        valid = self.valid.reshape(shape) & noise.admits(y)
+        (y, valid), noise = self._admitted, self.choice.noise
         generator = torch.Generator().manual_seed(seed)
         spacing = tuple(self.volume.meta["spacing_mm"])[: self.spatial_dims]
         return UnitVolume(to_unit(y, valid, noise, generator), valid, noise, spacing)
@@ -77,7 +93,7 @@ def scans_of(volume: Volume, modality: Modality | None, request: NoiseRequest) -
     choices: list[NoiseChoice] = []
     for y, inside in zip(plain, valid, strict=True):
         if alike and choices:
-            choices[0].noise.law.check(y[inside])
+            choices[0].noise.law.check(data(y, inside))
             choices.append(choices[0])
         else:
             choices.append(choose_noise(y, inside, spacing, modality, request))

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
+from n2s_med.noise.values import are_finite, has_negative
 
 Parameter = float | Tensor
 
@@ -72,8 +75,8 @@ class NoiseModel(ABC):
     def scaled(self, factor: float) -> Self:
         """Return the law of ``factor * y``, for ``factor > 0``."""
 
-    def at(self, region: tuple[slice, ...]) -> Self:
-        """The law over a box of the volume: parameters that are maps are cut to it.
+    def at(self, region: tuple[slice, ...] | tuple[Tensor, ...]) -> Self:
+        """The law over a box of the volume, or at places given by their indices: maps are cut to them.
 
         Maps over a single slice (X, Y) serve a volume (X, Y, 1) as well.
         """
@@ -91,7 +94,7 @@ class NoiseModel(ABC):
 
     def support(self, y: Tensor) -> Tensor:
         """Boolean mask of the values that the law can produce from a positive signal."""
-        return torch.ones_like(y, dtype=torch.bool)
+        return torch.ones((), dtype=torch.bool, device=y.device).expand(y.shape)
 
     def check(self, y: Tensor) -> None:
         """Refuse data outside the law's domain.
@@ -101,8 +104,8 @@ class NoiseModel(ABC):
         NoiseLawError
             Where ``y`` holds NaN or infinity, or (Poisson, Gamma, Tweedie) negative values.
         """
-        bad = int((~torch.isfinite(y)).sum())
-        if bad:
+        if not are_finite(y):
+            bad = int((~torch.isfinite(y)).sum())
             raise NoiseLawError(
                 f"{bad} of {y.numel()} values are NaN or infinite",
                 remedy="repair the scan or mask these voxels as padding",
@@ -194,12 +197,15 @@ class NoiseModel(ABC):
     # -- what reports and provenance print -------------------------------------------------------------
 
     @property
-    def parameters(self) -> dict[str, float]:
+    def typical(self) -> Self:
+        """The law with the median of each map in its place."""
+        return replace(self, **self.parameters)  # type: ignore[type-var]  # every subclass is a dataclass
+
+    @cached_property
+    def parameters(self) -> Mapping[str, float]:
         """The parameters by name; a map is given by its median."""
-        return {
-            f.name: float(torch.as_tensor(getattr(self, f.name), dtype=torch.float64).median())
-            for f in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        }
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # every subclass is one
+        return {name: float(v.median() if isinstance(v, Tensor) else v) for name, v in values.items()}
 
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value:.6g}" for name, value in self.parameters.items())
@@ -209,8 +215,8 @@ class NoiseModel(ABC):
 def require_positive(law: str, **parameters: Parameter) -> None:
     """Raise :class:`NoiseLawError` unless every parameter is finite and above zero."""
     for name, value in parameters.items():
-        tensor = torch.as_tensor(value)
-        if not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+        lowest, highest = torch.as_tensor(value).aminmax()
+        if not 0 < float(lowest) <= float(highest) < math.inf:
             raise NoiseLawError(
                 f"{name} of the {law} law must be above zero and finite", remedy=f"give a positive --{name}"
             )
@@ -224,8 +230,8 @@ def require_factor(factor: float) -> None:
 
 def require_nonnegative(law: str, y: Tensor) -> None:
     """Raise :class:`NoiseLawError` where ``y`` is negative, as the law admits no offset."""
-    count = int((y < 0).sum())
-    if count:
+    if has_negative(y):
+        count = int((y < 0).sum())
         raise NoiseLawError(
             f"{count} of {y.numel()} values are negative (lowest {float(y.min()):.6g}), and the {law} law"
             " holds only for intensities above zero without offset (not for Hounsfield units)",

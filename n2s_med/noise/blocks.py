@@ -12,6 +12,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.correlation import cosines
+from n2s_med.noise.values import data
 
 if TYPE_CHECKING:
     from n2s_med.noise.variation import Variation
@@ -155,7 +156,7 @@ def require_enough(count: int) -> None:
 
 def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """At most :data:`MOST_BLOCKS` blocks drawn from those that are valid and not clipped, and their corners."""
-    inside = y[valid]
+    inside = data(y, valid)
     windows = _windows(y, shape)
     room = windows.shape[: y.ndim]
     if len(inside) == y.numel():
@@ -164,7 +165,7 @@ def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Gen
         whole = _windows(valid, shape).flatten(-len(shape)).all(-1).flatten().nonzero()[:, 0]
         number = whole[torch.randperm(len(whole), generator=generator)]
     corners = torch.stack(torch.unravel_index(number[: 3 * MOST_BLOCKS], room), dim=1)
-    extremes = (inside.min(), inside.max()) if len(inside) else (y.new_zeros(()), y.new_zeros(()))
+    extremes = inside.aminmax() if len(inside) else (y.new_zeros(()), y.new_zeros(()))
     for most in CLIPPED:
         taken, kept = [], 0
         for part in torch.split(corners, MOST_BLOCKS):

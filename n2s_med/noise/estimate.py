@@ -21,12 +21,13 @@ from n2s_med.noise import LAWS
 from n2s_med.noise.blocks import FEWEST_BLOCKS, FINE_EDGE, blocks_of, require_enough
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.curve import NO_POWER, Curve, misfits, power_of
-from n2s_med.noise.lattice import lattice_near, quantum_of
+from n2s_med.noise.lattice import LOOKED_AT, lattice_near, quantum_of
 from n2s_med.noise.level import level_of
 from n2s_med.noise.points import Points
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.noise.spectrum import noise_spectrum
 from n2s_med.noise.usable import darkest_shade, flat_for, shades, usable
+from n2s_med.noise.values import data, has_negative, some_places
 from n2s_med.noise.variation import Variation, variation_of
 
 WHITE_BELOW = 0.12
@@ -141,7 +142,8 @@ def estimate(
     generator = torch.Generator().manual_seed(seed)
     blocks = blocks_of(y, valid, spacing_mm, generator)
     require_enough(len(blocks))
-    signed = bool((y[valid] < 0).any())
+    values = data(y, valid)
+    signed = has_negative(values)
     spectrum = noise_spectrum(blocks, signed)
     points = usable(blocks, spectrum.power, magnitude)
     finer = points
@@ -158,14 +160,15 @@ def estimate(
     power = NO_POWER if signed else power_of(finer, variation, blocks.shape, generator)
     misfit = misfits(finer, power, variation)
     chosen = law or min(misfit, key=misfit.__getitem__)
-    level = level_of(points, chosen, power, variation, blocks.shape, generator, float(y[valid].mean()))
+    level = level_of(points, chosen, power, variation, blocks.shape, generator, float(values.mean()))
     found, level_interval, spread = level.law(chosen), level.interval(chosen), level.spread
-    if found.quantum and (width := lattice_near(y[valid], found.quantum)):
+    some = y[some_places(valid, LOOKED_AT)]
+    if found.quantum and (width := lattice_near(some, found.quantum)):
         found, level_interval, spread = LAWS[chosen].of_dispersion(found.variance_power, width), (1.0, 1.0), None
     correlation, neighbours = _correlation(spectrum.correlation, blocks.shape)
     if points.rough:
         level_interval = (0.0, level_interval[1])
-    quantum = quantum_of(y[valid], found)
+    quantum = quantum_of(some, found)
     floor = -math.inf if found.variance_power == 0 or quantum else darkest_shade(points)
     return Estimate(
         noise=ScanNoise(found, correlation, quantum, floor),

@@ -20,6 +20,10 @@ FEWEST = 24
 """Values without which no lattice is looked for."""
 
 
+LOOKED_AT = 200_000
+"""Values of a volume that a lattice is looked for among, at most."""
+
+
 def quantum_of(values: Tensor, law: NoiseModel) -> float:
     """Width of the count lattice where ``values`` are whole counts of a Poisson law, else 0."""
     width = lattice_near(values, law.quantum) if law.quantum else 0.0
@@ -32,7 +36,7 @@ def lattice_near(values: Tensor, gain: float) -> float:
     The lattice is the widest for which the mean of ``cos(2π y / width)`` over the lowest counts is nearly one:
     its halves and thirds would do as well.
     """
-    some = values[:: 1 + values.numel() // 200_000].double()
+    some = values.double()
     some = some[(some > 0.5 * gain * math.exp(-SNAP)) & (some < FEW_COUNTS * gain)]
     if len(some) < FEWEST:
         return 0.0

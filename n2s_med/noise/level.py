@@ -15,6 +15,7 @@ from n2s_med.noise.blocks import require_enough
 from n2s_med.noise.curve import Power, exponent
 from n2s_med.noise.points import Points
 from n2s_med.noise.usable import flat_for
+from n2s_med.noise.values import some_places
 from n2s_med.noise.variation import FOLDS, Variation, fitted, folds
 
 BEYOND_CHANCE, BEYOND_CHANCE_OF_MAP = 0.025, 0.032
@@ -34,7 +35,9 @@ class Level:
 
     def law(self, name: str) -> NoiseModel:
         dispersion = math.exp(self.log_dispersion)
-        return LAWS[name].of_dispersion(self.rho, dispersion if self.field is None else dispersion * self.field.exp())
+        return LAWS[name].of_dispersion(
+            self.rho, dispersion if self.field is None else self.field.exp().mul_(dispersion)
+        )
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of the law's level over the level."""
@@ -46,7 +49,8 @@ class Level:
     def spread(self) -> tuple[float, float] | None:
         if self.field is None:
             return None
-        some = (self.field.flatten()[:: 1 + self.field.numel() // 100_000] / 2).exp()
+        everywhere = torch.ones((), dtype=torch.bool).expand(self.field.shape)
+        some = (self.field[some_places(everywhere, 100_000)] / 2).exp()
         return float(some.quantile(0.05)), float(some.quantile(0.95))
 
 
@@ -70,7 +74,8 @@ def level_of(
     field, error_of_map = None, 0.0
     if not variation.is_constant:
         error_of_map = _error_of_map(used, rho, variation, edges)
-        field, used = _mapped(used, rho, variation)
+        found, bounds, middle = _mapped(used, rho, variation)
+        field, used = found.field(*bounds).sub_(middle), used.less(found, middle)
     centre = float(used.settled(rho))
     away = math.log(typical) if typical > 0 else 0.0
     free = LAWS[law].fixed_power is None and not math.isnan(power.value)
@@ -90,20 +95,22 @@ def level_of(
     return Level(rho, centre, (min(ends) - error, max(ends) + error), field, len(used))
 
 
-def _mapped(points: Points, rho: float, variation: Variation) -> tuple[Tensor, Points]:
-    """The map by the splines of a variation, around its median over the volume, and the points without it."""
+def _mapped(points: Points, rho: float, variation: Variation) -> tuple[Variation, tuple[float, float], float]:
+    """The map by the splines of a variation, what it is held between, and about its median over the volume."""
     found = fitted(points, rho, variation.intervals, variation.shape)
     seen = found.at(points.centre)
-    field = found.field().clamp(float(seen.min()), float(seen.max()))
-    middle = float(field.median())
-    return field - middle, points.less(found, middle)
+    bounds = float(seen.min()), float(seen.max())
+    return found, bounds, float(found.some().clamp(*bounds).median())
 
 
 def _error_of_map(points: Points, rho: float, variation: Variation, edges: Sequence[int]) -> float:
     """Standard error of the level at the map's median, by leaving out a part of the regions in turn (jackknife)."""
     fold = folds(points.centre, edges)
     rests = [points.where(fold != part) for part in range(FOLDS) if bool((fold == part).any())]
-    levels = [float(_mapped(rest, rho, variation)[1].settled(rho)) for rest in rests]
+    levels = []
+    for rest in rests:
+        found, _, middle = _mapped(rest, rho, variation)
+        levels.append(float(rest.less(found, middle).settled(rho)))
     return _error_of_mean(levels) * (len(levels) - 1)
 
 

@@ -37,7 +37,8 @@ class ScanNoise:
 
     def admits(self, y: Tensor) -> Tensor:
         """Boolean mask of the values to which the law applies; NaN stays in it, to be refused."""
-        return self.law.support(y) & ~(y < self.floor)
+        supported = self.law.support(y)
+        return supported if self.floor == -math.inf else supported & ~(y < self.floor)
 
     def dequantised(self, y: Tensor, generator: torch.Generator) -> Tensor:
         """``y`` spread evenly over its lattice's cells, so that its density has a score."""

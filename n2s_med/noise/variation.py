@@ -60,6 +60,12 @@ LEAST_RANGE = 1.1
 ROUNDS, SETTLED = 12, 0.02
 """Most rounds of a regression, and the change in standard deviations at which it ends."""
 
+GRID = 96
+"""Places along each axis, at least, on which the median of a map is found, where the volume has as many."""
+
+PLANES, PART = 16, 1 << 14
+"""Planes of a map that are computed at once, and voxels of each: what stays in the processor's cache."""
+
 Splines = tuple[int, ...]
 """Intervals of splines along each axis, none where they are constant."""
 
@@ -93,13 +99,29 @@ class Variation:
         """Values at places in voxels, shape (B, axes) to (B,)."""
         return _splines(centre, self.intervals, self.shape) @ self.coefficients.flatten()
 
-    def field(self) -> Tensor:
-        """Values at every voxel, float32 of the volume's shape."""
+    def field(self, low: float, high: float) -> Tensor:
+        """Values at every voxel, held between two, float32 of the volume's shape; planes lie apart in memory."""
+        return self._on([torch.arange(size) for size in self.shape]).clamp_(low, high)
+
+    def some(self) -> Tensor:
+        """Values on a grid over the volume that is fine beside the splines."""
+        return self._on([torch.arange(0, size, max(1, size // GRID)) for size in self.shape])
+
+    def _on(self, places: Sequence[Tensor]) -> Tensor:
+        """Values on the grid of these places along each axis, float32."""
+        *along, across = (
+            _splines(at[:, None], (intervals,), (size,))
+            for at, intervals, size in zip(places, self.intervals, self.shape, strict=True)
+        )
         field = self.coefficients
-        for axis, (intervals, size) in enumerate(zip(self.intervals, self.shape, strict=True)):
-            splines = _splines(torch.arange(size, dtype=torch.float64)[:, None], (intervals,), (size,))
-            field = torch.tensordot(splines, field, ([1], [axis])).movedim(0, axis)
-        return field.float()
+        for splines in along:  # the axis that is left goes to the end, so that the planes' comes first
+            field = torch.tensordot(field, splines, ([0], [1]))
+        field = field.flatten(1).contiguous()
+        out = torch.empty(len(across), field.shape[1])
+        for planes, weights in zip(torch.split(out, PLANES), torch.split(across, PLANES), strict=True):
+            for part, values in zip(torch.split(planes, PART, 1), torch.split(field, PART, 1), strict=True):
+                part.copy_(weights @ values)
+        return out.view(len(across), *map(len, along)).movedim(0, -1)
 
 
 def variation_of(

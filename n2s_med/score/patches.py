@@ -13,6 +13,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.values import some_places
 from n2s_med.score.orientations import Orientation, axis_orders
 
 HELD_OUT_EDGE = 12
@@ -28,6 +29,9 @@ PLACES = 512
 STRATIFIED = 0.3
 """Intensity bins, voxels remembered in each, and share of the patches laid on one of them: so small hot spots
 are learned too."""
+
+CENTRED_BY = 100_000
+"""Values whose median is a volume's centre, at most."""
 
 DRAWS = 10
 """How often a patch that is mostly padding, or without noise, is drawn anew."""
@@ -57,7 +61,7 @@ class UnitVolume:
     @property
     def centre(self) -> float:
         """Median of the valid data."""
-        return float(self.u[self.valid][:: 1 + int(self.valid.sum()) // 100_000].median())
+        return float(self.u[some_places(self.valid, CENTRED_BY)].median())
 
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from n2s_med.errors import InputError
 from n2s_med.modalities import modality_named
-from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, everywhere, spacing_of
+from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, empty_planes, everywhere, spacing_of
 from n2s_med.volumes.dicom_files import read_whole
 from n2s_med.volumes.dicom_headers import read_frames
 from n2s_med.volumes.dicom_pixels import BoolArray, Storage, real_values, stored_frames
@@ -64,7 +64,8 @@ class _Loading:
         self.values[c, :, :, z] = values.T
         if padding.any():
             if self.padding is None:
-                self.padding = np.zeros(self.values.shape, dtype=np.bool_)
+                self.padding = empty_planes(self.values.shape, np.bool_)
+                self.padding[:] = False
             self.padding[c, :, :, z] = padding.T
 
 
@@ -77,7 +78,7 @@ def load_series(series: Series) -> Arrays:
         If its pixels are damaged, or all of them are padding.
     """
     try:
-        loading = _Loading(np.empty(series.shape, dtype=np.float32))
+        loading = _Loading(empty_planes(series.shape, np.float32))
     except MemoryError as error:
         raise InputError(
             f"{series.label} do not fit in memory", remedy="use a larger machine", path=series.place

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from n2s_med.atomic import whole
 from n2s_med.errors import InputError, UnsupportedError
-from n2s_med.volumes.contents import Arrays, FloatArray, everywhere, spacing_of
+from n2s_med.volumes.contents import Arrays, FloatArray, everywhere, planes_apart, spacing_of
 from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
@@ -171,7 +171,7 @@ def _values(image: Any, path: Path) -> NDArray[np.float32]:
             remedy="replace them by measured values or crop them away",
             path=path,
         )
-    return np.ascontiguousarray(np.moveaxis(values, 3, 0))
+    return planes_apart(np.moveaxis(values, 3, 0))
 
 
 def _four(shape: Sequence[int]) -> tuple[int, ...]:

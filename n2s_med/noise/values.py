@@ -1,0 +1,54 @@
+"""The values of a volume that are data and no padding: all of them, or some that are spread over it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def all_valid(valid: Tensor) -> bool:
+    """Whether a mask is true everywhere; of one that is broadcast, each value is looked at once."""
+    return bool(valid[tuple(0 if step == 0 else slice(None) for step in valid.stride())].all())
+
+
+def data(volume: Tensor, valid: Tensor) -> Tensor:
+    """The valid values, in one row and any order; where all are valid and dense in memory they are not copied."""
+    if not all_valid(valid):
+        return volume[valid]
+    return volume.permute(*sorted(range(volume.ndim), key=volume.stride, reverse=True)).flatten()
+
+
+def some_places(valid: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Indices of at most so many valid voxels, evenly spread over the volume in the order of its axes."""
+    count = valid.numel() if all_valid(valid) else sum(int(row.sum()) for row in valid)
+    return every_place(valid, 1 + count // most)
+
+
+def every_place(valid: Tensor, step: int) -> tuple[Tensor, ...]:
+    """Indices of one in so many valid voxels, counted in the order of the axes."""
+    if all_valid(valid):
+        return torch.unravel_index(torch.arange(0, valid.numel(), step), valid.shape)
+    before, found = 0, []
+    for number, row in enumerate(valid):
+        inside = row.nonzero()
+        taken = inside[-before % step :: step]
+        found.append(torch.cat((torch.full_like(taken[:, :1], number), taken), 1))
+        before += len(inside)
+    return tuple(torch.cat(found).T)
+
+
+def are_finite(values: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity among the values."""
+    if not values.numel():
+        return True
+    return all(math.isfinite(end) for end in torch.stack(values.aminmax()).tolist())
+
+
+def has_negative(values: Tensor) -> bool:
+    """Whether a value is below zero."""
+    if not values.numel():
+        return False
+    lowest = float(values.min())
+    return lowest < 0 or (math.isnan(lowest) and bool((values < 0).any()))
