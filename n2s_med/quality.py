@@ -81,14 +81,13 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
             before, after = before / unit, after / unit
         r, e = (_kept(keep, values).movedim(-1, 0).contiguous() for values in (before - after, after))
         keep = keep.movedim(-1, 0)
-        flat, other = r.flatten(), e.flatten()
-        products = [flat.dot(flat), other.dot(other), flat.dot(other)]
-        sums += torch.stack([keep.count_nonzero(), flat.sum(), other.sum(), *products])
+        products = [_product(*pair) for pair in ((r, r), (e, e), (r, e))]
+        sums += torch.stack([keep.count_nonzero(), r.sum(), e.sum(), *products])
         for axis in range(r.ndim):
-            lagged[axis] += _lagged(r, axis)
+            lagged[axis] += _product(*_neighbours(r, axis))
             pairs[axis] += _pairs(keep, axis)
         if last is not None:
-            lagged[0] += last[0].flatten().dot(r[0].flatten())
+            lagged[0] += _product(last[0], r[0])
             pairs[0] += (last[1] & keep[0]).count_nonzero()
         last = r[-1], keep[-1]
     lagged, pairs = lagged.roll(-1), pairs.roll(-1)  # the planes' axis came first
@@ -105,25 +104,21 @@ def _planes(shape: Sequence[int]) -> int:
     return max(1, AT_ONCE // math.prod(shape[:-1]))
 
 
-def _lagged(values: Tensor, axis: int) -> Tensor:
-    """Sum of the products of neighbours along an axis: of all values one stride apart in memory, but for those that are
-    no neighbours.
-    """
-    step, flat = math.prod(values.shape[axis + 1 :]), values.flatten()
-    ends, starts = values.select(axis, -1), values.select(axis, 0)
-    if axis:
-        ends, starts = ends.flatten(0, axis - 1)[:-1], starts.flatten(0, axis - 1)[1:]
-    else:
-        ends, starts = ends[:0], starts[:0]
-    return flat[:-step].dot(flat[step:]) - ends.flatten().dot(starts.flatten())
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """Sum of the products, pair by pair; the dot product of a linear algebra library is less exact."""
+    return (one * other).sum()
+
+
+def _neighbours(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The values that have a neighbour behind them along an axis, and these neighbours."""
+    size = values.shape[axis]
+    return values.narrow(axis, 0, size - 1), values.narrow(axis, 1, size - 1)
 
 
 def _pairs(keep: Tensor, axis: int) -> Tensor:
     """Number of neighbours along an axis that are both kept."""
-    size = keep.shape[axis]
-    if all_valid(keep):
-        return torch.tensor(keep.numel() // size * (size - 1))
-    return (keep.narrow(axis, 0, size - 1) & keep.narrow(axis, 1, size - 1)).count_nonzero()
+    one, other = _neighbours(keep, axis)
+    return torch.tensor(one.numel()) if all_valid(keep) else (one & other).count_nonzero()
 
 
 def _count_scale(x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> float:
