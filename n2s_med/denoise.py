@@ -29,7 +29,7 @@ from n2s_med.score.network import ScoreUNet
 from n2s_med.score.orientations import MOST, orientations
 from n2s_med.score.patches import Boxes, noisy_corner
 from n2s_med.score.stein import PROBE_STEP, count_parts, count_risk, response
-from n2s_med.score.stream import StreamedNetwork
+from n2s_med.score.stream import LARGE, StreamedNetwork
 from n2s_med.uncertainty import MARGIN, REGION, Curve, Errors, mean_filter, shared_voxels, smoothed_variance
 from n2s_med.unit_data import UnitData, admitted
 
@@ -263,20 +263,23 @@ class Denoiser:
         return -(-LINE // planes) * planes
 
     def _passed(
-        self, chunks: Iterable[Tensor], shape: Sequence[int], tell: Tell, passes: int = 1
+        self, chunks: Iterable[Tensor], shape: Sequence[int], tell: Tell, passes: Sequence[int] = (0,)
     ) -> Iterator[tuple[Region, Tensor]]:
         """What the network says of a volume that comes in chunks, averaged over passes, region by region."""
         done = 0
         for answer in self.network((chunk[None] for chunk in chunks), passes):
             planes = slice(done, done := done + answer.shape[-1])
             yield (*(slice(0, n) for n in shape[:-1]), planes), self.scale * answer[0]
-            tell(passes * answer.shape[-1])
+            tell(len(passes) * answer.shape[-1])
 
     def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
         """The network's score of a volume, averaged over its orientations."""
-        total = torch.zeros(u.shape)
-        for region, answer in self._passed(self._chunks(u, total), u.shape, tell, self.options.orientations):
-            total[region] += answer
+        total, number = torch.zeros(u.shape), self.options.orientations
+        together = number if math.prod(u.shape[:-1]) <= LARGE else 1
+        for first in range(0, number, together):
+            passes = range(first, min(first + together, number))
+            for region, answer in self._passed(self._chunks(u, total if first == 0 else None), u.shape, tell, passes):
+                total[region] += answer * (len(passes) / number)
         return total
 
     def _chunks(self, u: Boxes, added: Tensor | None = None) -> Iterator[Tensor]:

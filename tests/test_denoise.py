@@ -84,7 +84,7 @@ def test_result_does_not_depend_on_the_chunks(shape: tuple[int, ...], orientatio
 
 
 def test_noise_for_air_of_few_counts_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the number of passes; planes that are larger than a band of rows."""
+    """Planes that are larger than a band of rows, whose passes go one after the other."""
     noise = ScanNoise(Poisson(1.0), WHITE.correlation)
     y = torch.poisson(torch.full((17, 14, 9), 20.0), generator=seeded())
     y[:9] = 0
@@ -92,6 +92,8 @@ def test_noise_for_air_of_few_counts_is_added_once(monkeypatch: pytest.MonkeyPat
     whole = run(y).x_hat
     monkeypatch.setattr("n2s_med.neighbourhood.BAND", 5 * 14 * 9)
     seen: list[int] = []
+    for module in ("n2s_med.denoise", "n2s_med.score.stream"):
+        monkeypatch.setattr(f"{module}.LARGE", 1)
     by_bands = run(y, progress=lambda done, _: seen.append(done)).x_hat
     assert seen[-1] == 4 * 9
     torch.testing.assert_close(by_bands, whole, rtol=0, atol=1e-4)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -28,6 +29,10 @@ from n2s_med.score.orientations import Orientation
 
 Chunks = Iterator[Tensor]
 """Tensors (N, C, planes, rest of the volume), one after the other along the planes."""
+
+LARGE = 1 << 17
+"""Voxels of a plane from which memory counts for more than time: passes better go one after the other then, and what
+waits for the way up of the finest level, three quarters of a kilobyte a voxel of the plane, is computed again."""
 
 Put = Callable[[Tensor, Tensor], object]
 """Writes what is made of its first argument into its second."""
@@ -60,7 +65,7 @@ class StreamedNetwork:
         self.network.centre = network.centre.to(compute.device)
         self.traits = traits[None].to(compute.device)
 
-    def __call__(self, chunks: Iterable[Tensor], passes: int | None = None) -> Iterator[Tensor]:
+    def __call__(self, chunks: Iterable[Tensor], passes: Sequence[int] | None = None) -> Iterator[Tensor]:
         """Give the score of the chunks, in chunks of other lengths.
 
         Parameters
@@ -68,7 +73,7 @@ class StreamedNetwork:
         chunks
             Float32 unit-noise data (1, X[, Y], planes).
         passes
-            Average over the first so many orientations; over all if not given.
+            Numbers of the orientations over which this averages; all if not given.
 
         Returns
         -------
@@ -83,9 +88,11 @@ class StreamedNetwork:
         details: deque[Tensor] = deque()
         turned = map(self._turned, itertools.chain(_taken_up(deque([first])), given))
         del first
-        layers = self.layers[:passes]
-        shared = Shared(self._features(details, Windows(turned, 1, repeat=True)), len(layers))
-        answers = [_unet(each, shared.stream(n), planes) for n, each in enumerate(layers)]
+        layers = self.layers if passes is None else [self.layers[n] for n in passes]
+        twice = math.prod(size) > LARGE and len(self.network.channels) > 1
+        shared = Shared(self._features(details, Windows(turned, 1, repeat=True)))
+        streams = (shared.stream() for _ in layers), (shared.stream() if twice else None for _ in layers)
+        answers = [_unet(each, planes, x, again) for each, x, again in zip(layers, *streams, strict=True)]
         judged = map(self._judged, Windows(_taken_up(details), 1, repeat=True))
         mean = map(partial(_mean, size), zip(*answers, strict=True))
         return itertools.starmap(self._score, Together(_but_first(mean), judged))
@@ -119,8 +126,10 @@ class StreamedNetwork:
             yield torch.zeros_like(x[:, :, :1]).expand(-1, -1, missing, *x.shape[3:])
 
 
-def _unet(layers: Layers, x: Chunks, planes: int) -> Chunks:
+def _unet(layers: Layers, planes: int, x: Chunks, again: Chunks | None) -> Chunks:
     """The layers of the network in their order; a skip waits until the way up has come to its planes.
+
+    That of the finest level is computed again where the features are given again, and wait in its place.
 
     What oneDNN does not do in passing is done by who takes a convolution's answer, on the way into the next one's
     window. The answer comes in voxels; its first plane, row and column lie before the volume.
@@ -128,14 +137,20 @@ def _unet(layers: Layers, x: Chunks, planes: int) -> Chunks:
     put = given = _copy if layers.fused else _activate
     skips: list[deque[Tensor]] = [deque() for _ in layers.up]
     least = [max(1, (planes >> level) // 2) for level in range(len(layers.encoder) + 1)]
-    x = map(layers.stem.activated, Windows(x, 1, multiple=2, least=least[0]))
+
+    def finest(features: Chunks) -> Chunks:
+        return map(layers.stem.activated, Windows(features, 1, multiple=2, least=least[0]))
+
+    x = finest(x)
     for n, down in enumerate(layers.down, 1):
         whole = Windows(x, 0, multiple=down.stride, put=put)
-        x = map(down.activated, map(partial(_put_down, skips[n - 1]), whole))
+        kept = whole if again and n == 1 else map(partial(_put_down, skips[n - 1]), whole)
+        x = map(down.activated, kept)
         for layer in layers.encoder[n]:
             x = map(layer.activated, Windows(x, 1, least=least[n], put=put))
     for n in reversed(range(len(skips))):
-        x, skip = map(partial(_in_place, put), x), _taken_up(skips[n])
+        x = map(partial(_in_place, put), x)
+        skip = _taken_up(skips[n]) if n or not again else map(partial(_in_place, given), finest(again))
         if n:
             x, put = itertools.starmap(_added, Together(map(layers.up[n], x), skip)), _activate
         else:
@@ -193,13 +208,17 @@ def _taken_up(waiting: deque[Tensor]) -> Chunks:
 class Shared:
     """One stream for several that go side by side."""
 
-    def __init__(self, chunks: Chunks, number: int) -> None:
+    def __init__(self, chunks: Chunks) -> None:
         self.chunks = chunks
-        self.waiting: list[deque[Tensor]] = [deque() for _ in range(number)]
+        self.waiting: list[deque[Tensor]] = []
 
-    def stream(self, number: int) -> Chunks:
-        """One of the several."""
-        mine = self.waiting[number]
+    def stream(self) -> Chunks:
+        """One of the several, all of which are to be had before the first is asked for a chunk."""
+        mine: deque[Tensor] = deque()
+        self.waiting.append(mine)
+        return self._stream(mine)
+
+    def _stream(self, mine: deque[Tensor]) -> Chunks:
         while mine or self._more():
             yield mine.popleft()
 
@@ -312,7 +331,7 @@ class Windows(Iterator[Tensor]):
         other = room
         if other is None or 2 * held + planes > other.shape[2]:  # else what is held does not move onto itself
             like = parts[0] if room is None else room
-            other = _empty(like, (held + planes) * (2 if self._thin(planes) else 1))
+            other = _empty(like, held + planes * (2 if self._thin(planes) else 1))
         if room is not None:
             other[:, :, :held] = room[:, :, self.start : self.end]
         self.room, self.start, self.end = other, 0, held

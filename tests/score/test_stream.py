@@ -10,7 +10,7 @@ from torch import Tensor
 
 from n2s_med.compute import Compute
 from n2s_med.noise.correlation import Correlation
-from n2s_med.score import ScoreUNet, inference
+from n2s_med.score import ScoreUNet, inference, stream
 from n2s_med.score.orientations import orientations
 from n2s_med.score.stream import StreamedNetwork, Together, Windows
 
@@ -34,10 +34,16 @@ def chunks(volume: Tensor, planes: int) -> Iterator[Tensor]:
     return iter(volume.split(planes, dim=-1))
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("planes", [1, 4, 7, 100])
 @pytest.mark.parametrize("channels", [(3,), (3, 4), (3, 4, 5)], ids=len)
 @pytest.mark.parametrize("shape", [(17, 10, 41), (1, 1, 1), (5, 6, 2), (8, 9, 1), (33, 70), (5, 1)], ids=str)
-def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...], planes: int) -> None:
+def test_chunks_change_nothing(
+    shape: tuple[int, ...], channels: tuple[int, ...], planes: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it what large planes compute again."""
+    if large:
+        monkeypatch.setattr(stream, "LARGE", 0)
     generator = torch.Generator().manual_seed(1)
     v = 3 * torch.randn(1, *shape, generator=generator)
     traits = 0.2 * torch.rand(2 * len(shape), generator=generator)
@@ -51,7 +57,7 @@ def test_chunks_change_nothing(shape: tuple[int, ...], channels: tuple[int, ...]
 @pytest.mark.parametrize("planes", [4, 100])
 @pytest.mark.parametrize("shape", [(17, 10, 41), (5, 6, 2), (33, 70)], ids=str)
 def test_mean_over_orientations(shape: tuple[int, ...], planes: int) -> None:
-    """Of all, or of the first so many."""
+    """Of all, or of some."""
     v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     traits = 0.2 * torch.rand(2 * len(shape), generator=torch.Generator().manual_seed(2))
     unet = network(len(shape), (3, 4, 5))
@@ -60,9 +66,11 @@ def test_mean_over_orientations(shape: tuple[int, ...], planes: int) -> None:
         apart = [way.of(unet)(v[:, None], traits[None])[:, 0] for way in ways]
     assert float((apart[1] - apart[0]).abs().max()) > 0.1
     streamed = StreamedNetwork(unet, traits, CPU, ways)
-    for passes in (1, 2, None):
+    for passes in ([0], range(1, 3), None):
         together = torch.cat(list(streamed(chunks(v, planes), passes)), dim=-1)
-        torch.testing.assert_close(together, torch.stack(apart[:passes]).mean(dim=0), rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            together, torch.stack([apart[n] for n in passes or range(3)]).mean(dim=0), rtol=0, atol=2e-5
+        )
 
 
 @pytest.mark.parametrize("onednn", [True, False])
