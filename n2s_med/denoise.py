@@ -255,7 +255,7 @@ class Denoiser:
     def _planes(self, shape: Sequence[int]) -> int:
         """How many planes of a volume pass at once."""
         planes = self.options.chunk_voxels // math.prod(shape[:-1])
-        return max(1, planes // self.stride) * self.stride
+        return planes // self.stride * self.stride or 2  # a block
 
     def _read_planes(self, shape: Sequence[int]) -> int:
         """How many planes of a volume are read at once."""
