@@ -30,7 +30,7 @@ from n2s_med.score.orientations import Orientation
 Chunks = Iterator[Tensor]
 """Tensors (N, C, planes, rest of the volume), one after the other along the planes."""
 
-LARGE = 1 << 17
+LARGE = 100_000
 """Voxels of a plane from which memory counts for more than time: passes better go one after the other then, and what
 waits for the way up of the finest level, three quarters of a kilobyte a voxel of the plane, is computed again."""
 
