@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from cases import COLUMNS, VOLUMES, Volume, phantom, scan_of
+from cases import COLUMNS, Volume, phantom, scan_of
 from records import grid, psnr, write_between_markers
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from n2s_med.noise.correlation import Correlation
 from n2s_med.score import base_model
 from n2s_med.score.orientations import MOST, Orientation, orientations
 
+VOLUMES = ("brain", "ct", "pet")
 AXES = (0, 1, 2)
 EVERY = [
     Orientation(order, flips)
@@ -48,7 +49,7 @@ SETS: Mapping[str, Sequence[Orientation]] = {
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phantom", nargs="+", choices=VOLUMES, default=["brain", "ct", "pet"])
+    parser.add_argument("--phantom", nargs="+", choices=VOLUMES, default=list(VOLUMES))
     parser.add_argument("--columns", nargs="+", choices=tuple(COLUMNS), default=["g25", "p05", "c25"])
     parser.add_argument("--threads", type=int, default=1, help="threads (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
