@@ -33,10 +33,18 @@ def scattered(weight: Tensor) -> Tensor:
     return weight.permute(*axes, 1, 0).flatten(0, -2)[..., *[None] * len(axes)]
 
 
-def voxels(blocks: Tensor) -> Tensor:
-    """(N, 1, planes, ...) from the answer of :attr:`~n2s_med.score.inference.Layers.head`, (N, block, planes, ...)."""
-    number, _, *size = blocks.shape
+def blocks(x: Tensor) -> Tensor:
+    """Blocks (N, (block, C), ...) of features (N, C, ...) whose sizes are even, in channels-last memory."""
+    number, channels, *size = x.shape
+    parts = x.movedim(1, -1).reshape(number, *(m for n in size for m in (n // 2, 2)), channels)
+    last = parts.ndim - 1
+    return parts.permute(0, *range(1, last, 2), *range(2, last, 2), last).flatten(1 + len(size)).movedim(-1, 1)
+
+
+def voxels(x: Tensor) -> Tensor:
+    """What :func:`blocks` took blocks of: features (N, C, ...) in channels-last memory."""
+    number, channels, *size = x.shape
     axes = len(size)
-    parts = blocks.reshape(number, *(2,) * axes, *size)
-    apart = parts.permute(0, *(at for axis in range(1, axes + 1) for at in (axes + axis, axis)))
-    return apart.reshape(number, 1, *(2 * n for n in size))
+    parts = x.movedim(1, -1).reshape(number, *size, *(2,) * axes, channels >> axes)
+    apart = parts.permute(0, *(at for axis in range(1, axes + 1) for at in (axis, axes + axis)), 2 * axes + 1)
+    return apart.reshape(number, *(2 * n for n in size), channels >> axes).movedim(-1, 1)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from n2s_med.score.activated import convolved
+from n2s_med.score.blocks import blocks, gathered, scattered, spread, voxels
+
 SLOPE = 0.1
 """Of the leaky ReLU."""
 
@@ -70,6 +73,7 @@ class ScoreUNet(nn.Module):
                 layer.weight.normal_(std=layer.in_channels**-0.5)
             self.head.weight.mul_(0.1)
         self.register_buffer("centre", torch.zeros(()))
+        self.to(memory_format=torch.channels_last_3d if spatial_dims == 3 else torch.channels_last)
 
     @property
     def stride(self) -> int:
@@ -84,8 +88,8 @@ class ScoreUNet(nn.Module):
         v
             Unit-noise volumes of shape (N, 1, X, Y[, Z]).
         traits
-            :attr:`~n2s_med.noise.correlation.Correlation.traits` of each volume's noise, shape (N, 4 or 6);
-            white noise if not given.
+            :attr:`~n2s_med.noise.correlation.Correlation.traits` of each volume's noise, shape (N, 4 or 6), or one row
+            for all; white noise if not given.
 
         Returns
         -------
@@ -93,18 +97,53 @@ class ScoreUNet(nn.Module):
             ``R(v)`` of the same shape, per unit of ``v``.
         """
         if traits is None:
-            traits = v.new_zeros(v.shape[0], 2 * self.spatial_dims)
+            traits = v.new_zeros(1, 2 * self.spatial_dims)
         detail, base = self.split(v)
-        missing = [p for n in reversed(v.shape[2:]) for p in (0, -n % self.stride)]
-        x = F.pad(self.features(detail, base), missing)
+        layers = self._plainly if _in_a_program() else self._by_blocks
+        correction = layers(self.features(detail, base), traits)
+        return self.score(correction, detail, self.noisy(detail), traits)
+
+    def _plainly(self, features: Tensor, traits: Tensor) -> Tensor:
+        """The layers one after the other, each as it is: for programs that are exported or compiled."""
+        missing = [p for n in reversed(features.shape[2:]) for p in (0, -n % self.stride)]
+        x = F.pad(features, missing)
         skips: list[Tensor] = []
         for level in self.encoder:
             x = level(x, traits)
             skips.append(x)
         for up, level, skip in reversed(list(zip(self.up, self.decoder, skips[:-1], strict=True))):
             x = level(merged(up(x), skip))
-        correction = F.pad(self.head(x), [-p for p in missing])  # a slice would tie an exported program to these sizes
-        return self.score(correction, detail, self.noisy(detail), traits)
+        return F.pad(self.head(x), [-p for p in missing])  # a slice would tie an exported program to these sizes
+
+    def _by_blocks(self, features: Tensor, traits: Tensor) -> Tensor:
+        """The same, but each way to another resolution by blocks of voxels, and the finest level in blocks throughout.
+
+        It is thin, and convolutions of many channels at half the resolution are several times faster.
+        """
+        kind = features.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
+        around = [p for n in reversed(features.shape[2:]) for p in (1, 1 + -n % self.stride)]
+        x = blocks(F.pad(features.to(dtype), around))
+        skips: list[Tensor] = []
+        for number, level in enumerate(self.encoder):
+            way, *layers = level.layers
+            shift = level.shift(traits) if level.shift is not None else None
+            if number:
+                x = blocks(x) if number > 1 else x
+                x = _mixed(x, gathered(way.weight), way.bias, SLOPE)
+            else:
+                x = _activated(x, gathered(spread(way.weight)), way.bias, shift, padding=0)
+            for layer in layers:
+                x, shift = _activated(x, layer.weight, layer.bias, shift), None
+            skips.append(x)
+        for number, (up, level) in reversed(list(enumerate(zip(self.up, self.decoder, strict=True)))):
+            x = _mixed(x, scattered(up.weight), up.bias)
+            x = F.leaky_relu((voxels(x) if number else x) + skips[number], SLOPE, inplace=True)
+            for layer in level.layers:
+                x = _activated(x, layer.weight, layer.bias)
+        weight = gathered(spread(self.head.weight))
+        answer = voxels(convolved(x, _laid(weight, dtype), _bias(self.head.bias, weight).to(dtype), 1))
+        return F.pad(answer, [-p for p in around])
 
     @staticmethod
     def split(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +192,42 @@ class ScoreUNet(nn.Module):
         return correction * (1 - white * (1 - noisy)) - white * weak
 
 
+def _activated(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: Tensor | None = None, *, padding: int = 1
+) -> Tensor:
+    """A convolution, activated, in the number type of its features; a shift (N or 1, C) may come in between."""
+    offset = _bias(bias, weight)
+    if shift is not None:
+        shift = shift.repeat(1, weight.shape[0] // shift.shape[1])
+    if shift is None or len(shift) == 1:
+        offset = offset if shift is None else offset + shift[0]
+        return convolved(x, _laid(weight, x.dtype), offset.to(x.dtype), padding, SLOPE)
+    x = convolved(x, _laid(weight, x.dtype), offset.to(x.dtype), padding)
+    return F.leaky_relu(x + shift.to(x.dtype)[..., *[None] * (x.ndim - 2)], SLOPE, inplace=True)
+
+
+def _mixed(x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 1.0) -> Tensor:
+    """A convolution by a kernel of one voxel: a product of matrices, as gradients of such convolutions are slow."""
+    number, channels, *size = x.shape
+    rows = x.movedim(1, -1).reshape(-1, channels)
+    rows = F.linear(rows, weight.flatten(1).to(x.dtype), _bias(bias, weight).to(x.dtype))
+    if slope != 1:
+        rows = F.leaky_relu(rows, slope, inplace=True)  # here, as the gradient of what alters a view is slow
+    return rows.view(number, *size, len(weight)).movedim(-1, 1)
+
+
+def _laid(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kernel in a number type, in channels-last memory."""
+    layout = torch.channels_last_3d if weight.ndim == 5 else torch.channels_last
+    return weight.to(dtype, memory_format=layout)
+
+
+def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
+    """The bias of a kernel in another form."""
+    assert bias is not None
+    return bias.repeat(len(weight) // len(bias))
+
+
 def merged(risen: Tensor, skip: Tensor) -> Tensor:
     """What came up from the coarser level and what was kept of this one, activated."""
     return F.leaky_relu(risen.add_(skip), SLOPE, inplace=True)
@@ -189,14 +264,19 @@ class Level(nn.Module):
     def activated(self, number: int, x: Tensor, traits: Tensor | None = None) -> Tensor:
         """What follows the convolution of this number, in place."""
         if self.shift is not None and traits is not None and number == self.told:
-            x = x + self.shift(traits).view(*x.shape[:2], *(1,) * (x.ndim - 2))
+            x = x + self.shift(traits)[..., *[None] * (x.ndim - 2)]
         return F.leaky_relu(x, SLOPE, inplace=True)
+
+
+def _in_a_program() -> bool:
+    """Whether what runs is being exported or compiled."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _summed(v: Tensor, axis: int) -> Tensor:
     """The filter (1, 2, 1) along one axis, edges replicated."""
     size = v.shape[axis]
-    if v.requires_grad or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if v.requires_grad or _in_a_program():
         padded = torch.cat((v.narrow(axis, 0, 1), v, v.narrow(axis, size - 1, 1)), axis)
         return torch.add(padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size), v, alpha=2)
     sides = torch.empty_like(v)  # half the time, but not for programs that are exported

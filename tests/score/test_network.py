@@ -53,6 +53,58 @@ def test_any_depth_passes(levels: int) -> None:
     assert unet.stride == max(2, 2 ** (levels - 1))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "channels"),
+    [
+        ((5, 6, 7), (4,)),
+        ((7, 9, 8), (4, 6)),
+        ((13, 5, 24), (4, 6, 8)),
+        ((9, 5, 3), (2, 4, 6, 8)),
+        ((23, 18), (4, 6, 8)),
+    ],
+    ids=str,
+)
+def test_blocks_change_neither_answer_nor_gradients(
+    size: tuple[int, ...], channels: tuple[int, ...], rows: int
+) -> None:
+    """Against the layers one after the other, as exported programs run them."""
+    unet = network(len(size), channels).double()
+    for parameter in unet.parameters():
+        if parameter.ndim <= 2:
+            torch.nn.init.normal_(parameter, std=0.3, generator=seeded(1))
+    traits = 0.3 * torch.rand(rows, 2 * len(size), generator=seeded(2), dtype=torch.float64)
+    results = []
+    for layers in (unet._plainly, unet._by_blocks):
+        features = torch.randn(3, 2, *size, generator=seeded(), dtype=torch.float64, requires_grad=True)
+        answer = layers(features, traits)
+        weights = torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view_as(answer)
+        wanted = [features, *unet.parameters()]
+        results.append((answer, *torch.autograd.grad((weights * answer).sum(), wanted)))
+    for plain, blocks in zip(*results, strict=True):
+        assert plain.any()
+        torch.testing.assert_close(blocks, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16_costs_by_blocks_what_it_costs_plainly() -> None:
+    """Errors of the gradients, against float32."""
+    unet, v = network(channels=(8, 16, 32)), 3 * torch.randn(4, 1, 12, 16, 16, generator=seeded())
+    detail, base = unet.split(v)
+    found = []
+    for layers, bf16 in ((unet._plainly, False), (unet._plainly, True), (unet._by_blocks, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            answer = layers(unet.features(detail, base), torch.full((4, 6), 0.2))
+        gradients = torch.autograd.grad((answer.float() + v).square().mean(), list(unet.parameters()))
+        assert all(g.dtype == torch.float32 for g in gradients)
+        found.append(gradients)
+    plain, blocks = (
+        torch.tensor([float((r - e).norm() / e.norm()) for r, e in zip(rounded, found[0], strict=True)])
+        for rounded in found[1:]
+    )
+    assert 0.001 < plain.mean() < 0.1
+    assert blocks.mean() < 1.1 * plain.mean()
+
+
 def test_volumes_of_a_batch_do_not_mix() -> None:
     v, unet = torch.randn(3, 1, 6, 7, 5, generator=seeded()), network()
     torch.testing.assert_close(unet(v)[1:2], unet(v[1:2]), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from n2s_med.compute import Compute
+from n2s_med.compute import Compute, onednn_in_bf16
 from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet, inference, stream
 from n2s_med.score.orientations import orientations
@@ -77,7 +77,7 @@ def test_mean_over_orientations(shape: tuple[int, ...], planes: int) -> None:
 @pytest.mark.parametrize("shape", [(17, 10, 23), (33, 70)], ids=str)
 def test_bfloat16_is_near(shape: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within its rounding of the plain fp32 network, and no less so where oneDNN does what follows a convolution."""
-    if onednn and not inference.onednn_in_bf16():
+    if onednn and not onednn_in_bf16():
         pytest.skip("this processor has no bfloat16 for oneDNN")
     monkeypatch.setattr(inference, "onednn_in_bf16", lambda: onednn)
     v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
