@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from n2s_med.score.muon import Muon
+
 SMALL_LEARNING_RATE = 2e-3
 
 
@@ -46,11 +48,11 @@ class ScoreOptimizer:
     ) -> None:
         self.network, self.steps, self.warmup, self.clip = network, steps, warmup, clip
         self.weights = [p for p in network.parameters() if p.ndim > 2]
-        self.matrices = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.weights]
+        self.matrices = [nn.Parameter(p.data.movedim(1, -1).view(p.shape[0], -1)) for p in self.weights]
         small = [p for p in network.parameters() if p.ndim <= 2]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(self.matrices, lr=learning_rate, momentum=momentum, weight_decay=0.0),
-            torch.optim.Adam(small, lr=SMALL_LEARNING_RATE, betas=(0.9, 0.99)),
+            Muon(self.matrices, lr=learning_rate, momentum=momentum),
+            torch.optim.Adam(small, lr=SMALL_LEARNING_RATE, betas=(0.9, 0.99), fused=True),
         ]
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
 
@@ -62,9 +64,11 @@ class ScoreOptimizer:
 
     def update(self, step: int) -> None:
         """Update the network by the gradients it holds; ``step`` counts from zero."""
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if (norm := nn.utils.get_total_norm(gradients)) > self.clip:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip, norm)
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
+            matrix.grad = None if weight.grad is None else weight.grad.movedim(1, -1).reshape(matrix.shape)
         factor = min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
