@@ -17,7 +17,7 @@ from n2s_med.noise.values import some_places
 from n2s_med.score.orientations import Orientation, axis_orders
 
 HELD_OUT_EDGE = 12
-HELD_OUT_CONTEXT = 12
+HELD_OUT_CONTEXT = 8
 HELD_OUT_BLOCKS = 32
 """Size of a held-out block, of the context around it that its figure sees, and how many there are at most."""
 
