@@ -14,6 +14,7 @@ from datetime import datetime, tzinfo
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 from n2s_med.errors import OutputError
 from n2s_med.volumes.functional_groups import ENHANCED_CLASSES, FRAME_TYPES, all_groups
@@ -171,11 +172,21 @@ def _drop(ds: Dataset) -> None:
             del ds[keyword]
     if "NumberOfTimeSlices" in ds and "DYNAMIC" not in list(ds.get("SeriesType") or ())[:1]:
         del ds.NumberOfTimeSlices  # C.8.9.1: may be present in dynamic series only; some scanners count with it
-    kept = [element for element in ds if element.tag.is_private and _is_kept(ds, element.tag)]
-    ds.remove_private_tags()
+    kept = [ds[tag] for tag in sorted(ds.keys()) if tag.is_private and _is_kept(ds, tag)]
+    _drop_private(ds)
     for element in kept:
         ds.add(element)
     _drop_overlays(ds)
+
+
+def _drop_private(ds: Dataset) -> None:
+    """Drop private elements, those of items too; elements that are no sequences are not decoded for it."""
+    for tag in list(ds.keys()):
+        if tag.is_private:
+            del ds[tag]
+        elif ds.get_item(tag).VR in (None, VR.SQ, VR.UN) and ds[tag].VR == VR.SQ:
+            for item in ds[tag].value:
+                _drop_private(item)
 
 
 def _is_kept(ds: Dataset, tag: object) -> bool:

@@ -20,6 +20,7 @@ from n2s_med.volumes.dicom_headers import read_frames
 from n2s_med.volumes.dicom_pixels import BoolArray, Storage, real_values, stored_frames
 from n2s_med.volumes.dicom_series import Series, build_series
 from n2s_med.volumes.frames import Frame
+from n2s_med.volumes.quiet import quiet
 from n2s_med.volumes.suv import acquisition_time, suv_of
 
 Place = tuple[int, int, Frame]
@@ -30,10 +31,11 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Refusal]]:
     """Return the series that the DICOM ``files`` form, and one refusal per series and reason."""
     frames: list[Frame] = []
     refusals: list[Refusal] = []
-    for path in files:
-        found = read_frames(path)
-        frames += found.frames
-        refusals += found.refusals
+    with quiet():  # once for all files: it takes as long as a header
+        for path in files:
+            found = read_frames(path)
+            frames += found.frames
+            refusals += found.refusals
     series, refused = build_series(frames)
     return series, [*_merged(refusals), *refused]
 
@@ -84,8 +86,9 @@ def load_series(series: Series) -> Arrays:
             f"{series.label} do not fit in memory", remedy="use a larger machine", path=series.place
         ) from error
     places = ((c, z, frame) for c, stack in enumerate(series.stacks) for z, frame in enumerate(stack))
-    for path, found in by_file(places).items():
-        _load_file(loading, path, found)
+    with quiet():
+        for path, found in by_file(places).items():
+            _load_file(loading, path, found)
     if loading.padding is not None and loading.padding.all():
         raise InputError("every pixel is padding", remedy="give a scan with data", path=series.place)
     return Arrays(loading.values, series.affine, _meta(series, loading))

@@ -46,11 +46,11 @@ def write_series(volume: Volume, folder: Path, *, provenance: Provenance, overwr
         moment_of_creation(),
     )
     values = array_of(volume)
-    signed = bool((values < 0).any())
+    signed = bool(values.min() < 0)
     slices = values.shape[3]
     files = by_file((*divmod(n, slices), frame) for n, frame in enumerate(frames))
     needed = len(frames) * first.rows * first.columns * 2 + len(files) * _HEADER_BYTES
-    with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial:
+    with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial, quiet():
         partial.mkdir()
         for number, (path, places) in enumerate(files.items(), start=1):
             planes = [_Plane(frame, values[c, :, :, z].T) for c, z, frame in places]
@@ -61,7 +61,8 @@ def write_series(volume: Volume, folder: Path, *, provenance: Provenance, overwr
 def source_frames(volume: Volume) -> list[Frame]:
     """Return the source frames of ``volume``, in its order; it must still be on their grid."""
     names = volume.meta.get("source", ())
-    found: dict[str, dict[int, Frame]] = {name: _frames_of(Path(name)) for name in dict.fromkeys(names)}
+    with quiet():
+        found: dict[str, dict[int, Frame]] = {name: _frames_of(Path(name)) for name in dict.fromkeys(names)}
     try:
         frames = [found[n][i] for n, i in zip(names, volume.meta.get("source_frames", ()), strict=True)]
     except LookupError as error:

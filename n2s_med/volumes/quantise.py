@@ -24,12 +24,16 @@ def quantised(values: NDArray[np.float32], rescale: tuple[float, float], storage
     """Return the stored values nearest to ``values``, within the stored range and never padding's."""
     slope, intercept = rescale
     low, high = storage.bounds
+    stored = values.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        stored = np.clip(np.rint((values.astype(np.float64) - intercept) / slope), low, high)
+        stored -= intercept
+        stored /= slope
+        np.clip(np.rint(stored, out=stored), low, high, out=stored)
     if storage.padding is not None:
         first, last = storage.padding
         stored[storage.is_padding(stored)] = last + 1 if last < high else first - 1
-    result: StoredArray = np.nan_to_num(stored).astype(storage.dtype)  # NaN is left in padding alone
+        np.nan_to_num(stored, copy=False)  # NaN is left in padding alone
+    result: StoredArray = stored.astype(storage.dtype)
     return result
 
 
