@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from n2s_med.compute import Compute
 from n2s_med.errors import ConfigurationError
 from n2s_med.few_counts import denoised_sums, few, regained
-from n2s_med.neighbourhood import ENERGY_MARGIN, detail_energy, held, planes_apart
+from n2s_med.neighbourhood import ENERGY_MARGIN, LINE, detail_energy, held, in_cache, planes_apart, zeros_apart
 from n2s_med.noise import NoiseModel, Poisson
 from n2s_med.noise.scan import ScanNoise
+from n2s_med.noise.values import all_valid
 from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.model import ScoreModel
 from n2s_med.score.network import ScoreUNet
@@ -42,10 +43,6 @@ Tell = Callable[[int], None]
 SURE_EDGE = 40
 SURE_PATCHES = 4
 """Edge and number of the patches on which the step length and SURE are measured."""
-
-LINE = 8
-"""Planes read at once, at least: so many values that lie one after the other fill half a line of the processor's cache.
-"""
 
 QUIET, QUIET_PROBE = 0.35, 63
 """Below this share of its variance noise is added for the network to see; and the number of the probe that is added."""
@@ -204,10 +201,10 @@ class Denoiser:
 
         x_hat = self._score(u, tell)
         sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
-        for region in slabs(shape, self._read_planes(shape)):
+        for region in in_cache(y_flat):
             law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
             estimate = held(self._estimate(law, y_flat[region], score), y_flat, u.valid, law, region)
-            x_hat[region] = torch.where(keep, estimate, y_flat[region])
+            x_hat[region] = estimate if all_valid(keep) else torch.where(keep, estimate, y_flat[region])
             if sd is not None:
                 sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
         if self.noise.quantum and self.options.few_counts and self.options.formula == "mean":
@@ -274,7 +271,7 @@ class Denoiser:
 
     def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
         """The network's score of a volume, averaged over its orientations."""
-        total, number = torch.zeros(u.shape), self.options.orientations
+        total, number = zeros_apart(u.shape), self.options.orientations
         together = number if math.prod(u.shape[:-1]) <= LARGE else 1
         for first in range(0, number, together):
             passes = range(first, min(first + together, number))
@@ -317,7 +314,7 @@ class Denoiser:
 
     def _variance(self, u: Boxes, step: float, tell: Tell = lambda _: None) -> Tensor:
         """Variance of ``x_hat`` in units of the noise variance, by probes of the noise, smoothed."""
-        halves, answered = torch.zeros(2, *u.shape), torch.empty(u.shape)
+        (*halves, answered) = (zeros_apart(u.shape) for _ in range(3))
         for index in range(self.options.sd_probes):
             for move in (PROBE_STEP, -PROBE_STEP):
                 regions = slabs(u.shape, self._planes(u.shape))
@@ -331,8 +328,9 @@ class Denoiser:
                         continue
                     left = self._probe(u.shape, region, index) + step * (answered[region] - answer) / (2 * PROBE_STEP)
                     halves[index % 2][region] += left.square()
-        halves *= 2 / self.options.sd_probes
-        variance = torch.empty(u.shape)
+        for half in halves:
+            half *= 2 / self.options.sd_probes
+        variance = answered
         for region in slabs(u.shape, self._planes(u.shape)):
             outer = grown(region, u.shape, (0,) * (len(u.shape) - 1) + (MARGIN,))
             variance[region] = smoothed_variance(*(half[outer] for half in halves))[within(region, outer)]

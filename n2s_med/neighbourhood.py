@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from n2s_med.noise import NoiseModel
-from n2s_med.regions import Region, grown, within
+from n2s_med.noise.values import all_valid
+from n2s_med.regions import Region, grown, slabs, within
 from n2s_med.score.network import ScoreUNet
 
 BAND = 1 << 18
-"""Voxels of a band of rows that is filtered at once."""
+"""Voxels that are worked on at once: what stays in the processor's cache."""
+
+LINE = 8
+"""Planes read at once, at least, where they do not lie apart in memory: so many values that lie one after the other
+fill half a line of the processor's cache."""
 
 ENERGY_MARGIN = 3
 """Voxels around one that tell the energy of its detail."""
@@ -41,23 +47,27 @@ def held(estimate: Tensor, y: Tensor, valid: Tensor, law: NoiseModel, region: Re
         Where the estimate lies.
     """
     outer = grown(region, y.shape, (0,) * (y.ndim - 1) + (1,))
-    inner = within(region, outer)
-    data, inside = y[outer], valid[outer]
-    low = -_highest(torch.where(inside, -data, -math.inf))[inner]
-    high = _highest(torch.where(inside, data, -math.inf))[inner]
+    planes, data, inside = within(region, outer)[-1], y[outer], valid[outer]
+    whole = all_valid(inside)
+    low = _extreme(torch.minimum, data if whole else torch.where(inside, data, math.inf), planes)
+    high = _extreme(torch.maximum, data if whole else torch.where(inside, data, -math.inf), planes)
     far = law.to_unit(high) - law.to_unit(low) > FAR
     return torch.where(far, estimate.clamp(low, high), estimate)
 
 
-def _highest(volume: Tensor) -> Tensor:
-    """The highest value of each voxel and its neighbours, along all axes."""
-    for axis, size in enumerate(volume.shape):
-        out = volume.clone()
+def _extreme(more: Callable[..., Tensor], volume: Tensor, planes: slice) -> Tensor:
+    """The most extreme value of each voxel of some planes and of its neighbours along all axes."""
+    out = volume[..., planes].clone()
+    for start, stop in ((planes.start - 1, planes.stop - 1), (planes.start + 1, planes.stop + 1)):
+        first, last = max(start, 0), min(stop, volume.shape[-1])
+        part = out[..., first - start : last - start]
+        more(part, volume[..., first:last], out=part)
+    for axis, size in enumerate(volume.shape[:-1]):
+        before, out = out, out.clone()
         for here, there in ((0, 1), (1, 0)):
             part = out.narrow(axis, here, size - 1)
-            torch.maximum(part, volume.narrow(axis, there, size - 1), out=part)
-        volume = out
-    return volume
+            more(part, before.narrow(axis, there, size - 1), out=part)
+    return out
 
 
 def detail_energy(data: Tensor) -> Tensor:
@@ -76,7 +86,23 @@ def detail_energy(data: Tensor) -> Tensor:
 
 def planes_apart(data: Tensor) -> Tensor:
     """The same values (X[, Y], planes), with each plane in one piece of memory; a copy only where they are not."""
-    if data.movedim(-1, 0).is_contiguous():
+    if are_apart(data):
         return data
     planes = data.shape[-1]
     return data.reshape(-1, planes).t().contiguous().view(planes, *data.shape[:-1]).movedim(0, -1)
+
+
+def are_apart(data: Tensor) -> bool:
+    """Whether each plane (the last axis counts them) lies in one piece of memory."""
+    return data.movedim(-1, 0).is_contiguous()
+
+
+def zeros_apart(shape: Sequence[int]) -> Tensor:
+    """Zeros, each plane in one piece of memory."""
+    return torch.zeros(shape[-1], *shape[:-1]).movedim(0, -1)
+
+
+def in_cache(volume: Tensor) -> Iterator[Region]:
+    """The volume in boxes of whole planes that stay in the processor's cache, if planes lie apart in memory."""
+    planes = max(1 if are_apart(volume) else LINE, BAND // math.prod(volume.shape[:-1]))
+    return slabs(volume.shape, planes)
