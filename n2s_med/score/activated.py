@@ -1,8 +1,9 @@
 """A convolution and what activates it in one, and the gradients of both.
 
-Where oneDNN does the activation in passing, no pass over memory is made for it. The gradient of the weights is taken
-on its own, as oneDNN is quicker so; and where volumes are narrow, side by side in one wide volume, for its matrix
-units work on rows of voxels.
+Where oneDNN computes, it activates in passing, with no pass over memory of its own, whatever the size of the batch:
+left to itself PyTorch takes a path several times slower for a single volume in float32. The gradient of the weights is
+taken apart from that of the data, as oneDNN is quicker so; and of narrow volumes in bfloat16 side by side in one wide
+volume, as its matrix units work on rows of voxels.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NARROW = 8
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor, padding: int, slope: float = 1.0) -> Tensor:
     """Convolution of stride 1 of features (N, C, spatial) in channels-last memory, then leaky ReLU of this slope."""
-    answer: Tensor = _Convolved.apply(x, weight, bias, padding, slope)
+    answer: Tensor = _Convolved.apply(x, weight, bias, padding, slope)  # type: ignore[no-untyped-call]
     return answer
 
 
@@ -33,9 +34,9 @@ class _Convolved(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int, slope: float) -> Tensor:
         ctx.padding, ctx.slope = padding, slope
         ones, pads = [1] * (x.ndim - 2), [padding] * (x.ndim - 2)
-        if slope != 1 and x.dtype == torch.bfloat16 and x.device.type == "cpu" and onednn_in_bf16():
-            geometry = (pads, ones, ones, 1)
-            y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "leaky_relu", [slope], "")
+        if _by_onednn(x):
+            follows = ("leaky_relu", [slope], "") if slope != 1 else ("none", [], "")
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, pads, ones, ones, 1, *follows)
         else:
             y = torch.convolution(x, weight, bias, ones, pads, ones, False, [0] * len(ones), 1)
             if slope != 1:
@@ -50,14 +51,23 @@ class _Convolved(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
         if ctx.slope != 1:
             grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
-        of_x = of_weight = of_bias = None
+        number, of_x, of_weight, of_bias = len(x), None, None, None
+        if number == 1 and x.dtype == torch.float32 and _by_onednn(x):
+            x, grad = (torch.cat((t, torch.zeros_like(t))) for t in (x, grad))
         if ctx.needs_input_grad[0]:
-            of_x, _, _ = _gradients(grad, x, weight, ctx.padding, (True, False, False))
+            of_x = _gradients(grad, x, weight, ctx.padding, (True, False, False))[0][:number]
         if any(ctx.needs_input_grad[1:3]):
-            if x.device.type == "cpu" and x.shape[2:] == grad.shape[2:] and len(x) > 1 and x.shape[-1] <= NARROW:
+            if x.dtype == torch.bfloat16 and _by_onednn(x) and x.shape[-1] <= NARROW and x.shape[2:] == grad.shape[2:]:
                 grad, x = _abreast(grad), _abreast(x)
             _, of_weight, of_bias = _gradients(grad, x, weight, ctx.padding, (False, True, True))
         return of_x, of_weight, of_bias, None, None
+
+
+def _by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN convolves these features."""
+    if x.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and onednn_in_bf16())
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, padding: int, wanted: tuple[bool, bool, bool]) -> Any:

@@ -90,9 +90,9 @@ def _long(matrix: Tensor) -> Tensor:
 @contextmanager
 def _bf16_factors() -> Iterator[None]:
     """Let oneDNN round factors to bfloat16, where it has it; sums and results stay float32."""
-    setting = torch.backends.mkldnn.matmul
-    before, setting.fp32_precision = setting.fp32_precision, "bf16"  # type: ignore[attr-defined]
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
         yield
     finally:
-        setting.fp32_precision = before  # type: ignore[attr-defined]
+        setting.fp32_precision = before

@@ -73,7 +73,8 @@ class ScoreUNet(nn.Module):
                 layer.weight.normal_(std=layer.in_channels**-0.5)
             self.head.weight.mul_(0.1)
         self.register_buffer("centre", torch.zeros(()))
-        self.to(memory_format=torch.channels_last_3d if spatial_dims == 3 else torch.channels_last)
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        self.to(memory_format=layout)  # type: ignore[call-overload]
 
     @property
     def stride(self) -> int:
