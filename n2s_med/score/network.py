@@ -122,6 +122,8 @@ class ScoreUNet(nn.Module):
         It is thin, and convolutions of many channels at half the resolution are several times faster.
         """
         kind = features.device.type
+        if kind == "cpu" and bool((traits == traits[:1]).all()):
+            traits = traits[:1]  # one noise: what is told of it is part of the bias
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
         around = [p for n in reversed(features.shape[2:]) for p in (1, 1 + -n % self.stride)]
         x = blocks(F.pad(features.to(dtype), around))
@@ -226,7 +228,7 @@ def _laid(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
     """The bias of a kernel in another form."""
     assert bias is not None
-    return bias.repeat(len(weight) // len(bias))
+    return bias if len(bias) == len(weight) else bias.repeat(len(weight) // len(bias))
 
 
 def merged(risen: Tensor, skip: Tensor) -> Tensor:

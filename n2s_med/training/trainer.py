@@ -216,9 +216,7 @@ class Trainer:
         """The network's answers, in one batch where the patches are of one shape."""
         if len({v.shape for v in shown}) > 1:
             return [self._answer(network, v, known[None]) for v, known in zip(shown, traits, strict=True)]
-        alike = all(known is traits[0] for known in traits)  # the network is quicker where all have one noise
-        rows = torch.stack(list(traits[:1] if alike else traits))
-        return list(self._answer(network, torch.cat(list(shown)), rows).unsqueeze(1))
+        return list(self._answer(network, torch.cat(list(shown)), torch.stack(list(traits))).unsqueeze(1))
 
     def _answer(self, network: ScoreUNet, batch: Tensor, traits: Tensor) -> Tensor:
         with self.compute.autocast():

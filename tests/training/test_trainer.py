@@ -360,7 +360,7 @@ def test_pair_is_antithetic_and_colored() -> None:
 
     run._loss(Spy(), seeded())  # type: ignore[arg-type]
     (pair,) = shown
-    assert torch.equal(told[0], correlation.traits[None])  # one row for both
+    assert torch.equal(told[0], correlation.traits.expand(2, -1))
     added = (pair[0, 0] - pair[1, 0]) / 2 / 0.5
     assert float(added.var()) == pytest.approx(1, abs=0.03)
     along = {a: float((added * added.roll(1, a)).mean()) for a in (0, 1)}
