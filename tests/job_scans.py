@@ -70,7 +70,7 @@ def call(capsys: Any, *arguments: object) -> Ran:
 def denoise(run: Run, source: Path, output: Path, *options: object) -> Ran:
     """``n2s-med denoise`` with a training of a moment from scratch, or with the model that the options name."""
     training = () if "--model" in options else ("--from-scratch", *TINY)
-    return run("denoise", source, output, *FAST, *training, "--orientations", 1, *options)
+    return run("denoise", source, output, *FAST, *training, "--orientations", "1", *options)
 
 
 def train(run: Run, out: Path, *inputs: object, modality: str = "ct", options: Sequence[object] = ()) -> Ran:

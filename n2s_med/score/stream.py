@@ -30,7 +30,7 @@ from n2s_med.score.orientations import Orientation
 Chunks = Iterator[Tensor]
 """Tensors (N, C, planes, rest of the volume), one after the other along the planes."""
 
-LARGE = 100_000
+LARGE = 1 << 16
 """Voxels of a plane from which memory counts for more than time: passes better go one after the other then, and what
 waits for the way up of the finest level, three quarters of a kilobyte a voxel of the plane, is computed again."""
 
@@ -285,7 +285,7 @@ class Windows(Iterator[Tensor]):
                 self.start += inner
                 if not self._thin(inner):
                     rest = window[:, :, inner:]
-                    self.room, self.start, self.end = rest.clone() if rest.shape[2] else None, 0, rest.shape[2]
+                    self.room, self.start, self.end = rest if rest.shape[2] else None, 0, rest.shape[2]
                 return window[:, :, : inner + self.overlap]
         raise StopIteration
 

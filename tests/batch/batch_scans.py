@@ -25,7 +25,7 @@ from n2s_med.phantoms import write_pet_series
 from n2s_med.report import Verdict
 from n2s_med.volumes import Provenance, write
 
-OPTIONS = ("--threads", "1", "--precision", "fp32", "--quiet", "--from-scratch", *TINY, "--orientations", 1)
+OPTIONS = ("--threads", "1", "--precision", "fp32", "--quiet", "--from-scratch", *TINY, "--orientations", "1")
 EPOCH = "1700000000"
 REPORTS = (".report.html", ".report.json")
 

@@ -116,7 +116,7 @@ def test_commands_in_processes_of_their_own(place, tmp_path):
     here = place == "from its folder"
     folder, prefix = (bundle, "configs") if here else (tmp_path, f"{name}/configs")
     root = [] if here else ["--bundle_root", bundle]
-    words = ["run", "--config_file", f"{prefix}/inference.json", "--dataset_dir", scan, "--orientations", 1, *root]
+    words = ["run", "--config_file", f"{prefix}/inference.json", "--dataset_dir", scan, "--orientations", "1", *root]
     done = command(folder, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (bundle / "eval" / "scan.nii.gz").exists()

@@ -39,7 +39,7 @@ def by_command_line(source: Path, output: Path, dims: int, modality: str, *optio
     ScoreModel(network_of(dims)).save(model)
     words = ["denoise", source, output, "--model", model, "--modality", modality, "--precision", "fp32", "--quiet"]
     with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in (*words, "--orientations", 1, "--threads", "1", *options)])
+        main([str(word) for word in (*words, "--orientations", "1", "--threads", "1", *options)])
     assert ended.value.code == 0
     return output
 

@@ -69,7 +69,7 @@ def test_every_law_from_file_to_file(run: Run, tmp_path: Path, law: str, given: 
 def test_results_go_to_stdout_and_logs_to_stderr(run: Run, scan: Path, tmp_path: Path) -> None:
     done = run(
         *("denoise", scan, tmp_path / "new" / "folder" / "out.nii.gz", "--sd-map"),
-        *("--from-scratch", *TINY, "--orientations", 1, "--threads", 1),
+        *("--from-scratch", *TINY, "--orientations", "1", "--threads", 1),
     )
     assert done.code == 0
     stem = tmp_path / "new" / "folder" / "out"
@@ -88,7 +88,7 @@ def test_results_go_to_stdout_and_logs_to_stderr(run: Run, scan: Path, tmp_path:
 def test_base_weights_are_the_default(run: Run, scan: Path, tmp_path: Path) -> None:
     """As they are, or adapted: then the better of both by the clean-free figure is kept, and that is recorded."""
     base = base_model(3)
-    common = (*FAST, "--orientations", 1, "--noise", "gaussian", "--sigma", 10)
+    common = (*FAST, "--orientations", "1", "--noise", "gaussian", "--sigma", 10)
     done = [
         run("denoise", scan, tmp_path / f"{name}.nii.gz", *common, *options)
         for name, options in (("plain", ("--adapt", 0)), ("adapted", ("--steps", 12, "--set", "patch=16")))

@@ -68,7 +68,7 @@ main()
 
 def test_killed_outright_while_writing(run: Run, scan: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.nii.gz"
-    command = ("denoise", scan, output, "--from-scratch", *FAST, *TINY, "--orientations", 1, "--noise", "gaussian")
+    command = ("denoise", scan, output, "--from-scratch", *FAST, *TINY, "--orientations", "1", "--noise", "gaussian")
     killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL
     assert killed.stdout == ""
