@@ -271,8 +271,9 @@ def test_options_reach_the_job(jobs: list[Any], tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text('{"patch": 16, "seed": 9, "ema": 0.9}')
     exit_code(
-        *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map", "--orientations", "1"),
-        *("--formula", "published", "--chunk-voxels", 999, "--track", "store", "--noise", "tweedie", "--power", 1.5),
+        *("denoise", "in", "out", "--threads", 1, "--model", "m", "--modality", "ct", "--sd-map"),
+        *("--orientations", 1, "--formula", "published", "--chunk-voxels", 999, "--track", "store"),
+        *("--noise", "tweedie", "--power", 1.5),
         *("--dispersion", 2, "--correlation", "white", "--rician", "off", "--steps", 7),
         *("--config", keys, "--set", "ema=0.5"),
         *("--device", "cpu", "--precision", "bf16", "--overwrite", "--quiet"),

@@ -285,7 +285,7 @@ class Windows(Iterator[Tensor]):
                 self.start += inner
                 if not self._thin(inner):
                     rest = window[:, :, inner:]
-                    self.room, self.start, self.end = rest if rest.shape[2] else None, 0, rest.shape[2]
+                    self.room, self.start, self.end = rest.clone() if rest.shape[2] else None, 0, rest.shape[2]
                 return window[:, :, : inner + self.overlap]
         raise StopIteration
 
