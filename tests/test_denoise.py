@@ -363,6 +363,26 @@ def test_air_of_few_counts_stays_air(background: float) -> None:
     assert float(result.x_hat[28:].std()) < 1
 
 
+@pytest.mark.parametrize("law", [Gaussian(1.0), Gaussian(torch.linspace(0.5, 2.0, 9)), Poisson(0.5)])
+def test_result_does_not_depend_on_the_layout_in_memory(law: NoiseModel) -> None:
+    """Planes one after the other, as volumes are read, or values of all planes side by side."""
+    y = 30 + normal(18, 16, 9).abs()
+    y[:9] += 100  # values far from their neighbours
+    valid = torch.ones_like(y, dtype=torch.bool)
+    valid[3:5] = False
+    model, noise = trained_like(levels=2), ScanNoise(law.over(y.shape), WHITE.correlation)
+    results = []
+    for planes_last in (False, True):
+        turned = [t.contiguous() if planes_last else t.movedim(-1, 0).contiguous().movedim(0, -1) for t in (y, valid)]
+        results.append(denoiser(model, noise, step=0.7, sd_probes=2)(*turned))
+    one, other = results
+    assert one.sd is not None
+    assert other.sd is not None
+    torch.testing.assert_close(one.x_hat, other.x_hat, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.sd, other.sd, rtol=1e-4, atol=1e-5)
+    assert one.figures.risk == pytest.approx(other.figures.risk, rel=1e-5)
+
+
 def test_input_is_left_alone() -> None:
     y = normal(10, 10, 10)
     before = y.clone()

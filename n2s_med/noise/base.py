@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import ClassVar, Self
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import NoiseLawError
-from n2s_med.noise.values import are_finite, has_negative
+from n2s_med.noise.values import are_finite, has_negative, once
 
 Parameter = float | Tensor
 
@@ -91,6 +91,12 @@ class NoiseModel(ABC):
             if isinstance(getattr(self, f.name), Tensor) and getattr(self, f.name).ndim
         }
         return replace(self, **maps) if maps else self  # type: ignore[type-var]
+
+    def over(self, shape: Sequence[int]) -> Self:
+        """The law with its maps, which may be constant along axes, expanded to a volume's shape."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # as in :meth:`at`
+        maps = {name: v.expand(*shape) for name, v in values.items() if isinstance(v, Tensor) and v.ndim}
+        return replace(self, **maps)  # type: ignore[type-var]
 
     def support(self, y: Tensor) -> Tensor:
         """Boolean mask of the values that the law can produce from a positive signal."""
@@ -205,7 +211,7 @@ class NoiseModel(ABC):
     def parameters(self) -> Mapping[str, float]:
         """The parameters by name; a map is given by its median."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # every subclass is one
-        return {name: float(v.median() if isinstance(v, Tensor) else v) for name, v in values.items()}
+        return {name: float(once(v).median() if isinstance(v, Tensor) else v) for name, v in values.items()}
 
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value:.6g}" for name, value in self.parameters.items())
@@ -215,7 +221,7 @@ class NoiseModel(ABC):
 def require_positive(law: str, **parameters: Parameter) -> None:
     """Raise :class:`NoiseLawError` unless every parameter is finite and above zero."""
     for name, value in parameters.items():
-        lowest, highest = torch.as_tensor(value).aminmax()
+        lowest, highest = once(torch.as_tensor(value)).aminmax()
         if not 0 < float(lowest) <= float(highest) < math.inf:
             raise NoiseLawError(
                 f"{name} of the {law} law must be above zero and finite", remedy=f"give a positive --{name}"

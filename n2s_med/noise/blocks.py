@@ -12,7 +12,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.correlation import cosines
-from n2s_med.noise.values import data
+from n2s_med.noise.values import data, unravelled
 
 if TYPE_CHECKING:
     from n2s_med.noise.variation import Variation
@@ -164,7 +164,7 @@ def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Gen
     else:
         whole = _windows(valid, shape).flatten(-len(shape)).all(-1).flatten().nonzero()[:, 0]
         number = whole[torch.randperm(len(whole), generator=generator)]
-    corners = torch.stack(torch.unravel_index(number[: 3 * MOST_BLOCKS], room), dim=1)
+    corners = torch.stack(unravelled(number[: 3 * MOST_BLOCKS], room), dim=1)
     extremes = inside.aminmax() if len(inside) else (y.new_zeros(()), y.new_zeros(()))
     for most in CLIPPED:
         taken, kept = [], 0

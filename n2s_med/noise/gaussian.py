@@ -41,7 +41,7 @@ class Gaussian(NoiseModel):
 
     def variance(self, x: Tensor) -> Tensor:
         """``sigma²``."""
-        return torch.as_tensor(self.sigma, dtype=x.dtype, device=x.device) ** 2 + torch.zeros_like(x)
+        return torch.zeros_like(x) + torch.as_tensor(self.sigma, dtype=x.dtype, device=x.device) ** 2
 
     @classmethod
     def of_dispersion(cls, power: float, dispersion: Parameter) -> Gaussian:  # noqa: ARG003 - the power is fixed

@@ -22,6 +22,9 @@ BEYOND_CHANCE, BEYOND_CHANCE_OF_MAP = 0.025, 0.032
 """Standard error of a log variance beyond chance, by volumes of known noise: slopes within blocks, spectrum; and that
 at the median of a map, where anatomy without flat blocks lifts it."""
 
+MEDIAN_OF, SPREAD_BY = 2_000_000, 100_000
+"""Places of a map that its median rests on, and its percentiles, at most."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -31,13 +34,14 @@ class Level:
     log_dispersion: float
     range: tuple[float, float]
     field: Tensor | None
+    shape: tuple[int, ...]
     blocks: int
 
     def law(self, name: str) -> NoiseModel:
         dispersion = math.exp(self.log_dispersion)
-        return LAWS[name].of_dispersion(
-            self.rho, dispersion if self.field is None else self.field.exp().mul_(dispersion)
-        )
+        if self.field is None:
+            return LAWS[name].of_dispersion(self.rho, dispersion)
+        return LAWS[name].of_dispersion(self.rho, self.field.exp().mul_(dispersion)).over(self.shape)
 
     def interval(self, name: str) -> tuple[float, float]:
         """95 % interval of the law's level over the level."""
@@ -49,8 +53,8 @@ class Level:
     def spread(self) -> tuple[float, float] | None:
         if self.field is None:
             return None
-        everywhere = torch.ones((), dtype=torch.bool).expand(self.field.shape)
-        some = (self.field[some_places(everywhere, 100_000)] / 2).exp()
+        everywhere = torch.ones((), dtype=torch.bool).expand(self.shape)
+        some = (self.field.expand(self.shape)[some_places(everywhere, SPREAD_BY)] / 2).exp()
         return float(some.quantile(0.05)), float(some.quantile(0.95))
 
 
@@ -75,7 +79,7 @@ def level_of(
     if not variation.is_constant:
         error_of_map = _error_of_map(used, rho, variation, edges)
         found, bounds, middle = _mapped(used, rho, variation)
-        field, used = found.field(*bounds).sub_(middle), used.less(found, middle)
+        field, used = found.field().clamp_(*bounds).sub_(middle), used.less(found, middle)
     centre = float(used.settled(rho))
     away = math.log(typical) if typical > 0 else 0.0
     free = LAWS[law].fixed_power is None and not math.isnan(power.value)
@@ -92,7 +96,7 @@ def level_of(
     elif free:
         ends += [float(used.settled(end)) - centre + (end - rho) * away for end in power.interval]
     error = 2 * math.hypot(*errors)
-    return Level(rho, centre, (min(ends) - error, max(ends) + error), field, len(used))
+    return Level(rho, centre, (min(ends) - error, max(ends) + error), field, variation.shape, len(used))
 
 
 def _mapped(points: Points, rho: float, variation: Variation) -> tuple[Variation, tuple[float, float], float]:
@@ -100,7 +104,7 @@ def _mapped(points: Points, rho: float, variation: Variation) -> tuple[Variation
     found = fitted(points, rho, variation.intervals, variation.shape)
     seen = found.at(points.centre)
     bounds = float(seen.min()), float(seen.max())
-    return found, bounds, float(found.some().clamp(*bounds).median())
+    return found, bounds, float(found.field(MEDIAN_OF).clamp_(*bounds).median())
 
 
 def _error_of_map(points: Points, rho: float, variation: Variation, edges: Sequence[int]) -> float:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
+def once(values: Tensor) -> Tensor:
+    """What is broadcast, without its repetitions."""
+    return values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
+
+
 def all_valid(valid: Tensor) -> bool:
-    """Whether a mask is true everywhere; of one that is broadcast, each value is looked at once."""
-    return bool(valid[tuple(0 if step == 0 else slice(None) for step in valid.stride())].all())
+    """Whether a mask is true everywhere."""
+    return bool(once(valid).all())
 
 
 def data(volume: Tensor, valid: Tensor) -> Tensor:
@@ -26,10 +32,19 @@ def some_places(valid: Tensor, most: int) -> tuple[Tensor, ...]:
     return every_place(valid, 1 + count // most)
 
 
+def unravelled(numbers: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Indices of voxels that are numbered in the order of the axes; PyTorch's own would import SymPy."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(numbers % size)
+        numbers = numbers.div(size, rounding_mode="floor")
+    return tuple(reversed(indices))
+
+
 def every_place(valid: Tensor, step: int) -> tuple[Tensor, ...]:
     """Indices of one in so many valid voxels, counted in the order of the axes."""
     if all_valid(valid):
-        return torch.unravel_index(torch.arange(0, valid.numel(), step), valid.shape)
+        return unravelled(torch.arange(0, valid.numel(), step), valid.shape)
     before, found = 0, []
     for number, row in enumerate(valid):
         inside = row.nonzero()

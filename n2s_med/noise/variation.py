@@ -60,9 +60,6 @@ LEAST_RANGE = 1.1
 ROUNDS, SETTLED = 12, 0.02
 """Most rounds of a regression, and the change in standard deviations at which it ends."""
 
-GRID = 96
-"""Places along each axis, at least, on which the median of a map is found, where the volume has as many."""
-
 PLANES, PART = 16, 1 << 14
 """Planes of a map that are computed at once, and voxels of each: what stays in the processor's cache."""
 
@@ -99,19 +96,16 @@ class Variation:
         """Values at places in voxels, shape (B, axes) to (B,)."""
         return _splines(centre, self.intervals, self.shape) @ self.coefficients.flatten()
 
-    def field(self, low: float, high: float) -> Tensor:
-        """Values at every voxel, held between two, float32 of the volume's shape; planes lie apart in memory."""
-        return self._on([torch.arange(size) for size in self.shape]).clamp_(low, high)
+    def field(self, most: int | None = None) -> Tensor:
+        """Values at every voxel, or at so many on a grid at most; an axis along which they do not vary has one place.
 
-    def some(self) -> Tensor:
-        """Values on a grid over the volume that is fine beside the splines."""
-        return self._on([torch.arange(0, size, max(1, size // GRID)) for size in self.shape])
-
-    def _on(self, places: Sequence[Tensor]) -> Tensor:
-        """Values on the grid of these places along each axis, float32."""
+        Float32; planes lie apart in memory.
+        """
+        varying = sum(map(bool, self.intervals))
+        edge = math.ceil(most ** (1 / varying)) if most and varying else max(self.shape)
         *along, across = (
-            _splines(at[:, None], (intervals,), (size,))
-            for at, intervals, size in zip(places, self.intervals, self.shape, strict=True)
+            _splines(torch.arange(0, size if count else 1, -(-size // edge))[:, None], (count,), (size,))
+            for count, size in zip(self.intervals, self.shape, strict=True)
         )
         field = self.coefficients
         for splines in along:  # the axis that is left goes to the end, so that the planes' comes first
