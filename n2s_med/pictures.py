@@ -209,7 +209,8 @@ def _worth_showing(kinds: Sequence[_Plane], shape: Sequence[int]) -> list[_Plane
 
 def _cut(volume: Array, plane: _Plane, index: int) -> Array:
     """Return the plane as an image: rows from the top, columns from the left, both against the axes."""
-    return _known(np.take(volume, index, axis=plane.cut)).T[::-1, ::-1]
+    place: tuple[Any, ...] = (*(slice(None),) * plane.cut, index)  # np.take would copy the volume
+    return _known(volume[place]).T[::-1, ::-1]
 
 
 # --- Drawing -----------------------------------------------------------------------------------------------
