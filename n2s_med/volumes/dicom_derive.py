@@ -11,6 +11,7 @@ from collections.abc import Sequence as NumberSequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
@@ -29,8 +30,9 @@ _DROPPED = (
     "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
     "LargestPixelValueInSeries", "SmallestImagePixelValueInPlane", "LargestImagePixelValueInPlane",
     "InstanceCreatorUID", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability", "StorageMediaFileSetID",
-    "StorageMediaFileSetUID", "InstanceFileName",
+    "StorageMediaFileSetUID",
 )  # fmt: skip
+_DROPPED_TAGS = {tag for tag in map(tag_for_keyword, _DROPPED) if tag is not None}
 _OF_CONCATENATIONS = (
     "ConcatenationUID", "SOPInstanceUIDOfConcatenationSource", "InConcatenationNumber",
     "InConcatenationTotalNumber", "ConcatenationFrameOffsetNumber",
@@ -167,9 +169,8 @@ def series_description(source: object, what: str) -> str:
 
 
 def _drop(ds: Dataset) -> None:
-    for keyword in _DROPPED:
-        if keyword in ds:
-            del ds[keyword]
+    for tag in _DROPPED_TAGS & ds.keys():
+        del ds[tag]
     if "NumberOfTimeSlices" in ds and "DYNAMIC" not in list(ds.get("SeriesType") or ())[:1]:
         del ds.NumberOfTimeSlices  # C.8.9.1: may be present in dynamic series only; some scanners count with it
     kept = [ds[tag] for tag in sorted(ds.keys()) if tag.is_private and _is_kept(ds, tag)]

@@ -79,8 +79,30 @@ class _Flat:
     counts: bool = False
 
 
+_SEEN: dict[tuple[Path, int, int], FileFrames] = {}
+_MOST_SEEN = 4096
+"""Files of one frame that were read last: a series is looked through before it is read, and again before it is written.
+"""
+
+
 def read_frames(path: Path) -> FileFrames:
     """Return the frames of the file at ``path``; none, and no refusals, for a DICOMDIR."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read_frames(path)  # which tells why
+    key = path, stat.st_size, stat.st_mtime_ns
+    found = _SEEN.get(key)
+    if found is None:
+        found = _read_frames(path)
+        if len(found.frames) == 1:
+            if len(_SEEN) == _MOST_SEEN:
+                _SEEN.clear()
+            _SEEN[key] = found
+    return found
+
+
+def _read_frames(path: Path) -> FileFrames:
     try:
         with quiet():
             ds = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*_TAGS, GE_COMPLEX_PART])

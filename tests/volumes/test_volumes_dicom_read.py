@@ -103,7 +103,9 @@ def test_all_padding_is_refused(tmp_path):
 
 
 def test_volume_without_padding_is_valid_everywhere(tmp_path):
-    assert valid_mask(read(make_series(tmp_path / "s")).volumes[0]).all()
+    (volume,) = read(make_series(tmp_path / "s")).volumes
+    assert valid_mask(volume).all()
+    assert volume.as_tensor().movedim(-1, 1).is_contiguous()  # each plane in one piece
 
 
 def test_monochrome1_is_not_inverted(tmp_path):

@@ -514,6 +514,30 @@ def test_monai_writer_wants_a_volume_and_provenance(tmp_path):
         DicomSeriesWriter().write(tmp_path / "out")
 
 
+def _moved(path: Path) -> None:
+    ds = pydicom.dcmread(path)
+    ds.ImagePositionPatient = [0, 0, 500]
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (Path.unlink, "the source file is gone"),
+        (lambda path: path.write_bytes(b"another file"), "the source file has changed"),
+        (_moved, "no longer on the grid of its source"),
+    ],
+    ids=["gone", "replaced", "moved"],
+)
+def test_a_source_that_changed_after_it_was_read_is_refused(tmp_path, provenance, change, told):
+    folder = make_series(tmp_path / "s")
+    volume = read(folder).volumes[0]
+    change(sorted(folder.iterdir())[0])
+    with pytest.raises((InputError, OutputError), match=told):
+        write(volume, tmp_path / "out", provenance=provenance)
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_fit_no_format_are_refused(tmp_path, provenance):
     synthetic = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"format": "nifti"})
     for writer in (write, write_sd_map):

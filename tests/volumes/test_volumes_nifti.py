@@ -57,6 +57,7 @@ def test_two_to_four_dimensions(tmp_path, provenance, shape, expected, ending):
     assert volume.shape == expected
     full = data.reshape((*shape[:4], *(1,) * (4 - len(shape))))
     np.testing.assert_array_equal(volume, np.moveaxis(full, 3, 0))
+    assert volume.as_tensor().movedim(-1, 1).is_contiguous()  # each plane in one piece
     np.testing.assert_allclose(volume.affine, AFFINE)
     assert valid_mask(volume).all()
     again = nib.load(write(volume, tmp_path / f"out{ending}", provenance=provenance))

@@ -51,7 +51,7 @@ def errors(path: Path) -> set[str]:
 def test_every_kind_from_file_to_file(run: Run, tmp_path: Path, kind: str) -> None:
     stored = counted(kind)
     source = make_nuclear(tmp_path / "in" / "nm", kind, stored)
-    done = run("denoise", source, tmp_path / "out", "--adapt", 0, "--orientations", "1", "--threads", 1, "--quiet")
+    done = run("denoise", source, tmp_path / "out", "--adapt", 0, "--orientations", 1, "--threads", 1, "--quiet")
     assert done.code == 0, done.err
     (path,) = (tmp_path / "out").iterdir()
     ds, noise = pydicom.dcmread(path), report_of(tmp_path / "out")["figures"]["noise"]
