@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from n2s_med.score.muon import Muon
 
@@ -23,7 +23,7 @@ class ScoreOptimizer:
     Parameters
     ----------
     network
-        The network; its convolution weights must stay contiguous.
+        The network; its convolution weights must stay where and as they are in memory.
     learning_rate
         Peak learning rate of Muon.
     steps
@@ -48,7 +48,7 @@ class ScoreOptimizer:
     ) -> None:
         self.network, self.steps, self.warmup, self.clip = network, steps, warmup, clip
         self.weights = [p for p in network.parameters() if p.ndim > 2]
-        self.matrices = [nn.Parameter(p.data.movedim(1, -1).view(p.shape[0], -1)) for p in self.weights]
+        self.matrices = [nn.Parameter(_rows(p.data, p).view(p.shape[0], -1)) for p in self.weights]
         small = [p for p in network.parameters() if p.ndim <= 2]
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(self.matrices, lr=learning_rate, momentum=momentum),
@@ -56,7 +56,7 @@ class ScoreOptimizer:
         ]
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
 
-    def step(self, loss: torch.Tensor, step: int) -> None:
+    def step(self, loss: Tensor, step: int) -> None:
         """Differentiate the loss and update the network; ``step`` counts from zero."""
         self.network.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -68,7 +68,7 @@ class ScoreOptimizer:
         if (norm := nn.utils.get_total_norm(gradients)) > self.clip:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip, norm)
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            matrix.grad = None if weight.grad is None else weight.grad.movedim(1, -1).reshape(matrix.shape)
+            matrix.grad = None if weight.grad is None else _rows(weight.grad, weight).reshape(matrix.shape)
         factor = min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
@@ -82,3 +82,8 @@ class ScoreOptimizer:
         """Restore :meth:`state_dict`."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+
+
+def _rows(of: Tensor, weight: Tensor) -> Tensor:
+    """A weight, or its gradient, with its axes as the weight lies in memory; the order of columns does not matter."""
+    return of if weight.is_contiguous() else of.movedim(1, -1)

@@ -84,6 +84,15 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
     torch.testing.assert_close(adam / muon, torch.full_like(muon, float(adam[0] / muon[0])))
 
 
+def test_layout_of_the_weights_in_memory_does_not_matter() -> None:
+    networks = network(), network().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    assert [unet.encoder[1].layers[1].weight.is_contiguous() for unet in networks] == [False, True]
+    for unet in networks:
+        advance(unet, optimizer(unet), 0, 6)
+    for a, b in zip(*map(weights, networks), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_gradients_are_clipped() -> None:
     """A loss a million times larger moves the biases as a gradient of norm one does."""
     moves = []
