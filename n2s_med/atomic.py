@@ -15,12 +15,15 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from n2s_med.errors import OutputError
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 """This machine: process numbers mean something on it alone."""
+FLUSHERS = 8
+"""Files that are brought to disk at once."""
 _CAUSES = {
     errno.ENOSPC: ("no space is left for it", "free some space or choose another place"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another place"),
@@ -207,8 +210,9 @@ def _put_in_place(partial: Path, path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Bring the file, or every file of the folder, to disk."""
-    for entry in path.rglob("*") if path.is_dir() else ():
-        _flush_entry(entry)
+    if path.is_dir():
+        with ThreadPoolExecutor(FLUSHERS) as pool:
+            list(pool.map(_flush_entry, path.rglob("*")))
     _flush_entry(path)
 
 
