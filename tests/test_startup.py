@@ -33,7 +33,7 @@ LIGHT = {"numpy", "nibabel", "isal", "pydicom", "pylibjpeg", "libjpeg", "openjpe
 """What ``inspect`` may import of the declared dependencies: pydicom looks for its decoders and has tqdm, nibabel looks
 for the mere package scipy."""
 
-BELOW_INSPECT = {"atomic", "cli", "errors", "jobs", "jobs.inspect", "modalities", "volumes"}
+BELOW_INSPECT = {"atomic", "cli", "errors", "jobs", "jobs.inspect", "modalities", "options", "volumes"}
 
 
 def imported(*arguments: object) -> set[str]:
@@ -59,7 +59,7 @@ def own(modules: set[str]) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["denoise", "--help"], ["--version"]], ids=" ".join)
 def test_help_imports_the_command_line_alone(arguments: list[str]) -> None:
     modules = imported(*arguments)
-    assert own(modules) == {"cli", "errors"}
+    assert own(modules) == {"cli", "errors", "options"}
     assert declared(modules) == set()
 
 
@@ -79,6 +79,25 @@ def test_denoising_does_without_monai(tmp_path: Path) -> None:
     modules = imported("denoise", tmp_path / "pet", tmp_path / "out", "--adapt", "0", "--quiet")
     assert (tmp_path / "out.report.html").is_file()
     assert not declared(modules) & {"mlflow", "monai"}
+
+
+def test_what_is_imported_is_not_looked_through_for_garbage() -> None:
+    """Twice: the second time there is nothing to import, and what has come since is not kept."""
+    code = """
+import gc
+from n2s_med.options import importing
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled()
+kept = gc.get_freeze_count()
+assert kept > 10_000
+made = [[] for _ in range(1_000)]
+with importing():
+    assert gc.isenabled()
+assert gc.get_freeze_count() == kept
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_benchmark_measures_both_commands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,10 +97,13 @@ def main(told: Path, source: str, target: str) -> None:
     clock = Clock()
     with clock.stage("imports"):
         from n2s_med import cli
-        from n2s_med.denoise import Denoiser
-        from n2s_med.jobs import denoise, outcome
-        from n2s_med.score.stream import StreamedNetwork
-        from n2s_med.volumes import dicom_reader
+        from n2s_med.options import importing
+
+        with importing():
+            from n2s_med.denoise import Denoiser
+            from n2s_med.jobs import denoise, outcome
+            from n2s_med.score.stream import StreamedNetwork
+            from n2s_med.volumes import dicom_reader
     for name, stage in STAGES.items():
         clock.wrap(outcome if stage == CHECKS else denoise, name, stage)
     clock.wrap(dicom_reader, "load_series", READING)
