@@ -50,6 +50,9 @@ QUIET, QUIET_PROBE = 0.35, 63
 CALIBRATED_BY = 4
 """Probes by which the variance's calibration is measured."""
 
+FOR_OTHERS, FOR_TRAINED = 2, 4
+"""Orientations of weights as they are, and of those trained on the scan."""
+
 STEP_RANGE = (0.0, 1.05)
 """The step from SURE is kept within this range: far below one, the level does not hold, little is
 taken away and the figures say so; above one, more than the noise would be."""
@@ -62,7 +65,8 @@ class DenoiseOptions:
     Attributes
     ----------
     orientations
-        Passes, each of the volume in another orientation, that are averaged, from 1 to 4.
+        Passes, each of the volume in another orientation, that are averaged, from 1 to 4; ``None`` takes the default,
+        see :meth:`passes`.
     few_counts
         Of whole counts, let sums of neighbours decide where they are few, and keep regional means
         (:mod:`n2s_med.few_counts`); with the formula ``"mean"`` alone.
@@ -79,7 +83,7 @@ class DenoiseOptions:
         Seed of the probes.
     """
 
-    orientations: int = 2
+    orientations: int | None = None
     formula: Literal["mean", "published"] = "mean"
     few_counts: bool = True
     chunk_voxels: int = 1_000_000
@@ -88,10 +92,17 @@ class DenoiseOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.orientations not in range(1, MOST + 1):
+        if self.orientations is not None and self.orientations not in range(1, MOST + 1):
             raise ConfigurationError(
                 f"{self.orientations} orientations", remedy=f"give a number from 1 to {MOST} for orientations"
             )
+
+    def passes(self, *, trained: bool = False) -> int:
+        """How many orientations: by default two for weights as they are, four for those trained on the scan itself.
+
+        These hold noise of their own, which more passes average out (``benchmarks/orientations.py``).
+        """
+        return self.orientations or (FOR_TRAINED if trained else FOR_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -163,9 +174,10 @@ class Denoiser:
         self.noise, self.scale = noise, model.scale
         self.model, self.compute = model, compute
         self.options = options or DenoiseOptions()
+        self.passes = self.options.passes()
         self.spatial_dims, self.stride = model.network.spatial_dims, model.network.stride
         spacing_mm = (spacing_mm or (1.0,) * self.spatial_dims)[: self.spatial_dims]
-        ways = orientations(self.options.orientations, spacing_mm, noise.correlation)
+        ways = orientations(self.passes, spacing_mm, noise.correlation)
         self.network = StreamedNetwork(model.network, noise.correlation.traits, compute, ways)
 
     @torch.no_grad()
@@ -191,7 +203,7 @@ class Denoiser:
         inside = torch.ones((), dtype=torch.bool).expand(shape) if valid is None else valid.reshape(shape)
         u = UnitData(y_flat, admitted(y_flat, inside, self.noise), self.noise)
         figures, curve = self._measure(u)
-        done, total = 0, y_flat.shape[-1] * (self.options.orientations + 2 * self.options.sd_probes)
+        done, total = 0, y_flat.shape[-1] * (self.passes + 2 * self.options.sd_probes)
 
         def tell(planes: int) -> None:
             nonlocal done
@@ -271,7 +283,7 @@ class Denoiser:
 
     def _score(self, u: Boxes, tell: Tell = lambda _: None) -> Tensor:
         """The network's score of a volume, averaged over its orientations."""
-        total, number = zeros_apart(u.shape), self.options.orientations
+        total, number = zeros_apart(u.shape), self.passes
         together = number if math.prod(u.shape[:-1]) <= LARGE else 1
         for first in range(0, number, together):
             passes = range(first, min(first + together, number))

@@ -187,7 +187,10 @@ def add_denoising(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sd-map", action="store_true", help="write the standard deviation of each voxel too")
     command.add_argument("--formula", choices=("mean", "published"), default="mean", help="see docs (default: mean)")
     command.add_argument(
-        "--orientations", type=int, choices=range(1, 5), default=2, help="passes to average over: 1 is fastest, 4 best"
+        "--orientations",
+        type=int,
+        choices=range(1, 5),
+        help="passes to average (default: 4, or 2 with --adapt 0)",
     )
     command.add_argument(
         "--chunk-voxels", type=_positive, default=1_000_000, help="voxels in the network at once: bounds the memory"

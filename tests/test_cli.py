@@ -216,7 +216,7 @@ def test_defaults(jobs: list[Any]) -> None:
     denoise, train = jobs
     assert (denoise.source, denoise.output, denoise.model, denoise.tracking) == (Path("in"), Path("out"), None, None)
     assert (denoise.noise.law, denoise.noise.parameters, denoise.noise.correlation) == ("auto", {}, "auto")
-    assert (denoise.options.orientations, denoise.options.sd_probes, denoise.options.formula) == (2, 0, "mean")
+    assert (denoise.options.orientations, denoise.options.sd_probes, denoise.options.formula) == (None, 0, "mean")
     assert denoise.config == ADAPTATION
     assert (denoise.from_scratch, denoise.overwrite, denoise.quiet) == (False, False, False)
     assert train.inputs == [Path("a"), Path("b")]

@@ -100,6 +100,9 @@ def test_noise_for_air_of_few_counts_is_added_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_number_of_orientations() -> None:
+    assert DenoiseOptions().passes() == 2
+    assert DenoiseOptions().passes(trained=True) == 4
+    assert DenoiseOptions(orientations=1).passes(trained=True) == 1
     with pytest.raises(ConfigurationError, match=r"5 orientations\. Give a number from 1 to 4"):
         DenoiseOptions(orientations=5)
 

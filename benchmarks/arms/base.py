@@ -10,7 +10,7 @@ from cases import Scan
 from torch import Tensor
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import DenoiseOptions
+from n2s_med.denoise import FOR_TRAINED
 from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet
 from n2s_med.score.orientations import orientations
@@ -79,7 +79,7 @@ def averaged(
     network: ScoreUNet, v: Tensor, correlation: Correlation, compute: Compute, traits: Tensor | None = None
 ) -> Tensor:
     """The network's output for a whole volume (X, Y, Z), averaged over its orientations, as ours does."""
-    ways = orientations(DenoiseOptions().orientations, (1.0,) * v.ndim, correlation)
+    ways = orientations(FOR_TRAINED, (1.0,) * v.ndim, correlation)
     told = (correlation.traits if traits is None else traits)[None].to(compute.device)
     total = torch.zeros_like(v)
     for way in ways:

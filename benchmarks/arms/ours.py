@@ -9,7 +9,7 @@ from cases import Scan
 
 from arms.base import Result, Settings
 from n2s_med.compute import Compute
-from n2s_med.denoise import Denoiser
+from n2s_med.denoise import DenoiseOptions, Denoiser
 from n2s_med.noise.estimate import estimate
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, base_model
@@ -72,7 +72,7 @@ def _trained(
     scan: Scan, noise: ScanNoise, config: TrainingConfig, start: ScoreModel | None, settings: Settings
 ) -> Result:
     model, risk = trained_model(scan, noise, config, start, settings.compute)
-    return _with(_denoised(scan, noise, model, settings), {"held_out_sure": risk})
+    return _with(_denoised(scan, noise, model, settings, trained=True), {"held_out_sure": risk})
 
 
 def trained_model(
@@ -86,7 +86,8 @@ def trained_model(
     return trainer.trained(), min(trainer.history.sure)
 
 
-def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings) -> Result:
-    denoised = Denoiser(model, noise, settings.compute)(scan.y)
+def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings, *, trained: bool = False) -> Result:
+    options = DenoiseOptions(orientations=DenoiseOptions().passes(trained=trained))
+    denoised = Denoiser(model, noise, settings.compute, options)(scan.y)
     figures = denoised.figures
     return Result(denoised.x_hat, {"risk": figures.risk, "step": figures.step, "step_sure": figures.step_sure})

@@ -1,7 +1,7 @@
 """Twins of our training: the same network, patches, augmentation, optimizer and steps under another loss.
 
 All learn ``g`` with ``x_hat = u + g(u)`` in the unit-noise domain, take the last weights, train on every voxel,
-and infer as ours does: the mean of two orientations, unbiased inverse.
+and infer as ours does: the mean of four orientations, unbiased inverse.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from unet import UNet
 
 from n2s_med.compute import Compute
-from n2s_med.denoise import DenoiseOptions
+from n2s_med.denoise import FOR_OTHERS, DenoiseOptions
 from n2s_med.noise.correlation import Correlation
 from n2s_med.score import ScoreUNet, base_model
 from n2s_med.score.orientations import orientations
@@ -31,7 +31,7 @@ DEFAULTS, TUNED = "plain UNet, MONAI's inferer as it is, fp32", "plain UNet, MON
 STREAMED, AVERAGED = "ours, streamed", "ours, streamed, mean of two orientations"
 """Rows that goals are told from."""
 
-WAYS = orientations(DenoiseOptions().orientations, (1.0,) * 3, Correlation.white())
+WAYS = orientations(FOR_OTHERS, (1.0,) * 3, Correlation.white())
 OVERLAPS = (0.25, 0.125)
 """Of the tuned sliding window."""
 

@@ -36,7 +36,7 @@ def denoising(
     adaptation: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
     precision: PrecisionName = "auto",
-    orientations: int = 2,
+    orientations: int | None = None,
     formula: Literal["mean", "published"] = "mean",
     chunk_voxels: int = 1_000_000,
     sd_map: bool = False,

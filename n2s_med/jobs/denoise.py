@@ -267,7 +267,7 @@ class DenoiseJob:
                     bar.update(before * total + done - bar.n)
 
                 spacing_mm = scan.volume.meta["spacing_mm"]
-                denoiser = Denoiser(model, scan.choice.noise, self.compute, self.options, spacing_mm=spacing_mm)
+                denoiser = Denoiser(model, scan.choice.noise, self.compute, self._options, spacing_mm=spacing_mm)
                 parts.append(denoiser(scan.y, scan.valid, show))
         return parts
 
@@ -291,7 +291,7 @@ class DenoiseJob:
         residuals, checks = zip(*(outcome.judged(time_point) for time_point in range(len(outcome.scans))), strict=True)
         report = Report(
             title=f"{volume.meta['label']} denoised",
-            figures=outcome.figures(estimates[0], residuals[0], self.options, times),
+            figures=outcome.figures(estimates[0], residuals[0], self._options, times),
             verdicts=list(chain(*checks)),
             warnings=outcome.warnings(list(chain(*checks))),
         )
@@ -311,6 +311,11 @@ class DenoiseJob:
         )
 
     @property
+    def _options(self) -> DenoiseOptions:
+        """As given, with the number of orientations that this job takes."""
+        return replace(self.options, orientations=self.options.passes(trained=self.config is not None))
+
+    @property
     def _model_name(self) -> str:
         if self.from_scratch:
             return "trained on this scan"
@@ -327,7 +332,7 @@ class DenoiseJob:
                 **noise.law.parameters,
                 "step": outcome.parts[0].figures.step,
                 "formula": self.options.formula,
-                "orientations": self.options.orientations,
+                "orientations": self._options.orientations,
                 "correlated": int(not noise.correlation.is_white),
             },
             version=n2s_med.__version__,
