@@ -199,8 +199,8 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         {diagonal:.2f} along the diagonal of a face, {two:.2f} two voxels apart. The brain phantom is rougher than
         real scans, and so harder.""",
         f"""Every network is the same 3D UNet {channels}; four orientations are averaged, two of base weights as they
-        are. New ones are trained on this one volume for {config.steps} steps of {config.patches} patches of {config.patch}³, each passed once ({twice}
-        twice); base weights are adapted in {settings.adaptation.steps} steps. The clean volume is used for scoring,
+        are. New ones are trained on this one volume for {config.steps} steps of {config.patches} patches of
+        {config.patch}³, each passed once ({twice} twice); base weights are adapted in {settings.adaptation.steps} steps. The clean volume is used for scoring,
         by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other arms are not
         given it. Times are CPU times. Code (and trained cells by it): {codes}.""",
     )

@@ -313,7 +313,11 @@ class DenoiseJob:
     @property
     def _options(self) -> DenoiseOptions:
         """As given, with the number of orientations that this job takes."""
-        return replace(self.options, orientations=self.options.passes(trained=self.config is not None))
+        return replace(self.options, orientations=self._passes)
+
+    @property
+    def _passes(self) -> int:
+        return self.options.passes(trained=self.config is not None)
 
     @property
     def _model_name(self) -> str:
@@ -332,7 +336,7 @@ class DenoiseJob:
                 **noise.law.parameters,
                 "step": outcome.parts[0].figures.step,
                 "formula": self.options.formula,
-                "orientations": self._options.orientations,
+                "orientations": self._passes,
                 "correlated": int(not noise.correlation.is_white),
             },
             version=n2s_med.__version__,
