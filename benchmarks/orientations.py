@@ -1,4 +1,4 @@
-"""What averaging over orientations of the volume gains, by the base weights as they are.
+"""What averaging over orientations of the volume gains, by the base weights and by those adapted to the scan.
 
     python benchmarks/orientations.py
 
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from arms.ours import trained_model
 from cases import COLUMNS, Volume, phantom, scan_of
 from records import grid, psnr, write_between_markers
 from torch import Tensor
@@ -22,6 +25,7 @@ from n2s_med.compute import Compute, set_threads
 from n2s_med.noise.correlation import Correlation
 from n2s_med.score import base_model
 from n2s_med.score.orientations import MOST, Orientation, orientations
+from n2s_med.training import ADAPTATION
 
 VOLUMES = ("brain", "ct", "pet")
 AXES = (0, 1, 2)
@@ -51,33 +55,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantom", nargs="+", choices=VOLUMES, default=list(VOLUMES))
     parser.add_argument("--columns", nargs="+", choices=tuple(COLUMNS), default=["g25", "p05", "c25"])
+    parser.add_argument("--adapt-steps", type=int, default=600, help="of the second table, of the first phantom")
     parser.add_argument("--threads", type=int, default=1, help="threads (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
     set_threads(arguments.threads)
-    cases = [(phantom(name), column) for name in arguments.phantom for column in arguments.columns]
-    gains = [_gains(*case) for case in cases]
-    head = ["", "passes", *(f"{volume.name}, {COLUMNS[column].title}" for volume, column in cases), "mean"]
-    rows = [
-        [
-            name,
-            str(len(ways)),
-            *(f"{gain[name]:+.2f}" for gain in gains),
-            f"{sum(g[name] for g in gains) / len(gains):+.3f}",
-        ]
-        for name, ways in SETS.items()
+    volumes, columns, steps = [phantom(name) for name in arguments.phantom], arguments.columns, arguments.adapt_steps
+    tables = [
+        "PSNR over that of one pass, dB. Base weights as they are:",
+        _table(list(itertools.product(volumes, columns)), 0),
+        f"Base weights adapted in {steps} steps:",
+        _table(list(itertools.product(volumes[:1], columns)), steps),
     ]
-    write_between_markers(arguments.out, f"PSNR over that of one pass, dB.\n\n{grid(head, rows)}", "orientations")
+    write_between_markers(arguments.out, "\n\n".join(tables), "orientations")
 
 
-@torch.no_grad()
-def _gains(volume: Volume, column: str) -> dict[str, float]:
-    """PSNR of the mean over each set of orientations, over that of one pass."""
+def _table(cases: Sequence[tuple[Volume, str]], steps: int) -> str:
+    """Gains of each set, case by case and in the mean."""
+    gains = [_gains(volume, column, steps) for volume, column in cases]
+    head = ["", "passes", *(f"{volume.name}, {COLUMNS[column].title}" for volume, column in cases), "mean"]
+
+    def row(name: str) -> list[str]:
+        found = [gain[name] for gain in gains]
+        return [name, str(len(SETS[name])), *(f"{gain:+.2f}" for gain in found), f"{statistics.fmean(found):+.3f}"]
+
+    return grid(head, [row(name) for name in SETS])
+
+
+def _gains(volume: Volume, column: str, steps: int) -> dict[str, float]:
+    """PSNR of the mean over each set of orientations, over that of one pass, of weights adapted in so many steps."""
     scan, compute = scan_of(volume, column, 0), Compute.choose()
     noise, u = scan.noise, scan.noise.law.to_unit(scan.y).float()
     model = base_model(3).centred(float(u.median()))
+    if steps:
+        blind = replace(scan, clean=None)
+        model, _ = trained_model(blind, noise, replace(ADAPTATION, steps=steps), base_model(3), compute)
     traits = noise.correlation.traits[None]
 
+    @torch.no_grad()
     def score(way: Orientation) -> Tensor:
         with compute.autocast():
             answer = way.of(model.network)(compute.place(u[None, None]), traits.to(compute.device))

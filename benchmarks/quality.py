@@ -200,9 +200,10 @@ def _document(records: Sequence[Record], settings: Settings, given: Sequence[str
         real scans, and so harder.""",
         f"""Every network is the same 3D UNet {channels}; four orientations are averaged, two of base weights as they
         are. New ones are trained on this one volume for {config.steps} steps of {config.patches} patches of
-        {config.patch}³, each passed once ({twice} twice); base weights are adapted in {settings.adaptation.steps} steps. The clean volume is used for scoring,
-        by the oracle filter and the supervised arms, and to draw Noise2Noise's second scan; the other arms are not
-        given it. Times are CPU times. Code (and trained cells by it): {codes}.""",
+        {config.patch}³, each passed once ({twice} twice); base weights are adapted in {settings.adaptation.steps}
+        steps. The clean volume is used for scoring, by the oracle filter and the supervised arms, and to draw
+        Noise2Noise's second scan; the other arms are not given it. Times are CPU times. Code (and trained cells by
+        it): {codes}.""",
     )
     text = "\n\n".join(textwrap.fill(" ".join(p.split()), 120) for p in paragraphs)
     return f"""\
