@@ -383,7 +383,7 @@ class Denoiser:
         best = float(-trace.mean() / square.mean()) if square.any() else 1.0
         step = self._step(best)
         if self.noise.quantum:
-            noises = [u.noise_at(box) for box in boxes]
+            noises = [replace(u.noise_at(box), quantum=0.0) for box in boxes]  # not spread, as for training
             parts = [count_parts(lambda v: step * g(v), *each) for each in zip(patches, noises, probes, strict=True)]
             risks = [count_risk(*each) for each in parts]
         else:

@@ -192,6 +192,16 @@ def test_exact_score_gives_the_posterior_mean_and_sd(sigma: float) -> None:
     assert found.risk == pytest.approx(error, abs=0.05) == pytest.approx(KEEP, abs=0.1)
 
 
+def test_risk_of_whole_counts_takes_them_as_they_are() -> None:
+    """Not with the variance of those that are spread over their cells, a twelfth of a count more."""
+    x = torch.full((40, 40, 40), 3.0)
+    y, noise = torch.poisson(x, generator=seeded()), ScanNoise(Poisson(1.0), WHITE.correlation, quantum=1.0)
+    model = analytic(-0.9, about=float(noise.law.to_unit(y).mean()))
+    result = denoiser(model, noise, few_counts=False, step=1.0)(y)
+    error = float((result.x_hat - x).square().mean()) / 3
+    assert result.figures.risk == pytest.approx(error, abs=0.02)
+
+
 @pytest.mark.parametrize("off", [1.0, 1.25, 1.7])
 def test_step_from_sure_puts_a_wrong_scale_right(off: float) -> None:
     y = (SIGNAL**2 + 1) ** 0.5 * normal(40, 40, 40)
