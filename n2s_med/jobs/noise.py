@@ -155,7 +155,7 @@ def choose_noise(
         wanted = "gaussian" if signed else default
     if request.by_score:
         return _by_score(y, valid, spacing_mm, modality, replace(request, law=wanted or "gaussian"))
-    found = _estimate(y, valid, spacing_mm, wanted, modality)
+    found = _estimate(y, valid, values, spacing_mm, wanted, modality)
     warnings = []
     if request.law == AUTO and signed and default not in (None, "gaussian"):
         warnings.append(
@@ -169,7 +169,7 @@ def choose_noise(
     elif found.better_law:
         told = _poor_fit(found, found.better_law)
         if request.law == AUTO:
-            found = _estimate(y, valid, spacing_mm, found.better_law, modality)
+            found = _estimate(y, valid, values, spacing_mm, found.better_law, modality)
             told += f" The {found.noise.law.name} law was taken."
         else:
             told += f" Use --noise {found.better_law}, or --noise auto."
@@ -193,11 +193,12 @@ def choose_noise(
 
 
 def _estimate(
-    y: Tensor, valid: Tensor, spacing_mm: Sequence[float], law: str | None, modality: Modality | None
+    y: Tensor, valid: Tensor, values: Tensor, spacing_mm: Sequence[float], law: str | None, modality: Modality | None
 ) -> Estimate:
+    """The estimate of a law's noise; the valid values are checked against the law."""
     magnitude = modality is not None and modality.magnitude
     found = estimate(_image(y), _image(valid), spacing_mm[: _image(y).ndim], law, magnitude=magnitude)
-    found.noise.law.check(data(y, valid))
+    found.noise.law.check(values)
     return found
 
 
@@ -227,11 +228,12 @@ def _by_score(
 def _given(y: Tensor, valid: Tensor, spacing_mm: Sequence[float], request: NoiseRequest, whence: str) -> NoiseChoice:
     """The law and level of the request; only the correlation is estimated."""
     law = law_named(request.law, **request.parameters)
-    law.check(data(y, valid))
+    values = data(y, valid)
+    law.check(values)
     found, correlation, warnings = None, Correlation.white(_image(y).ndim), []
     if request.correlation == AUTO:
         try:
-            found = _estimate(y, valid, spacing_mm, request.law, None)
+            found = _estimate(y, valid, values, spacing_mm, request.law, None)
             correlation = found.noise.correlation
         except InputError:
             warnings.append("The scan shows too little noise to measure its correlation: taken as white.")

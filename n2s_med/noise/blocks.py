@@ -12,7 +12,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.correlation import cosines
-from n2s_med.noise.values import data, unravelled
+from n2s_med.noise.values import unravelled
 
 if TYPE_CHECKING:
     from n2s_med.noise.variation import Variation
@@ -95,7 +95,12 @@ class Blocks:
 
 
 def blocks_of(
-    y: Tensor, valid: Tensor, spacing_mm: Sequence[float], generator: torch.Generator, edge: int = EDGE
+    y: Tensor,
+    valid: Tensor,
+    values: Tensor,
+    spacing_mm: Sequence[float],
+    generator: torch.Generator,
+    edge: int = EDGE,
 ) -> Blocks:
     """Cut overlapping blocks that lie in the valid part and are not clipped.
 
@@ -105,6 +110,8 @@ def blocks_of(
         Volume (X, Y, Z) or (X, Y).
     valid
         Boolean, same shape.
+    values
+        The valid values, in any order.
     spacing_mm
         Voxel spacing along each axis: blocks are as thick as they are wide, but for two slices at least, and
         wider where that leaves few voxels.
@@ -116,7 +123,7 @@ def blocks_of(
     shape = _edges(y.shape, spacing_mm, edge)
     if math.prod(shape) < FEW_VOXELS and _room(y.shape, twice := _edges(y.shape, spacing_mm, 2 * edge)) > PLENTY:
         shape = twice
-    cut, corners = _some(y, valid, shape, generator)
+    cut, corners = _some(y, valid, values, shape, generator)
     mean = cut.double().mean(1)
     cut = (cut - mean[:, None]).float()
     spectrum = cut.view(-1, *shape)
@@ -154,18 +161,22 @@ def require_enough(count: int) -> None:
         )
 
 
-def _some(y: Tensor, valid: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _some(
+    y: Tensor, valid: Tensor, values: Tensor, shape: tuple[int, ...], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """At most :data:`MOST_BLOCKS` blocks drawn from those that are valid and not clipped, and their corners."""
-    inside = data(y, valid)
     windows = _windows(y, shape)
     room = windows.shape[: y.ndim]
-    if len(inside) == y.numel():
+    if len(values) == y.numel():
         number = torch.randperm(math.prod(room), generator=generator)
     else:
-        whole = _windows(valid, shape).flatten(-len(shape)).all(-1).flatten().nonzero()[:, 0]
+        whole = valid
+        for axis, edge in enumerate(shape):
+            whole = whole.unfold(axis, edge, _stride(edge)).all(-1)
+        whole = whole.flatten().nonzero()[:, 0]
         number = whole[torch.randperm(len(whole), generator=generator)]
     corners = torch.stack(unravelled(number[: 3 * MOST_BLOCKS], room), dim=1)
-    extremes = inside.aminmax() if len(inside) else (y.new_zeros(()), y.new_zeros(()))
+    extremes = values.aminmax() if len(values) else (y.new_zeros(()), y.new_zeros(()))
     for most in CLIPPED:
         taken, kept = [], 0
         for part in torch.split(corners, MOST_BLOCKS):

@@ -140,15 +140,15 @@ def estimate(
     if law is not None and law not in LAWS:
         raise ConfigurationError(f"unknown noise law {law!r}", remedy=f"choose one of {', '.join(LAWS)}")
     generator = torch.Generator().manual_seed(seed)
-    blocks = blocks_of(y, valid, spacing_mm, generator)
-    require_enough(len(blocks))
     values = data(y, valid)
+    blocks = blocks_of(y, valid, values, spacing_mm, generator)
+    require_enough(len(blocks))
     signed = has_negative(values)
     spectrum = noise_spectrum(blocks, signed)
     points = usable(blocks, spectrum.power, magnitude)
     finer = points
     if not signed and Curve.of(shades(points)).has_few_shades:
-        small = blocks_of(y, valid, spacing_mm, generator, FINE_EDGE)
+        small = blocks_of(y, valid, values, spacing_mm, generator, FINE_EDGE)
         if len(small) >= FEWEST_BLOCKS:
             finer = usable(small, noise_spectrum(small, signed).power, magnitude)
     variation = _variation(points, finer, signed, tuple(y.shape), blocks.shape, seed)

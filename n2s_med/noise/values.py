@@ -21,9 +21,10 @@ def all_valid(valid: Tensor) -> bool:
 
 def data(volume: Tensor, valid: Tensor) -> Tensor:
     """The valid values, in one row and any order; where all are valid and dense in memory they are not copied."""
+    order = sorted(range(volume.ndim), key=volume.stride, reverse=True)
     if not all_valid(valid):
-        return volume[valid]
-    return volume.permute(*sorted(range(volume.ndim), key=volume.stride, reverse=True)).flatten()
+        return volume.permute(*order).masked_select(valid.permute(*order))
+    return volume.permute(*order).flatten()
 
 
 def some_places(valid: Tensor, most: int) -> tuple[Tensor, ...]:
