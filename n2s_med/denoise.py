@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from n2s_med.compute import Compute
 from n2s_med.errors import ConfigurationError
 from n2s_med.few_counts import denoised_sums, few, regained
-from n2s_med.neighbourhood import ENERGY_MARGIN, LINE, detail_energy, held, in_cache, planes_apart, zeros_apart
+from n2s_med.layout import LINE, in_cache, planes_apart, zeros_apart
+from n2s_med.neighbourhood import ENERGY_MARGIN, detail_energy, held
 from n2s_med.noise import NoiseModel, Poisson
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.noise.values import all_valid
@@ -215,8 +216,9 @@ class Denoiser:
         sd = self._variance(u, figures.step, tell) if self.options.sd_probes else None
         for region in in_cache(y_flat):
             law, keep, score = u.noise_at(region).law, u.valid[region], figures.step * x_hat[region]
-            estimate = held(self._estimate(law, y_flat[region], score), y_flat, u.valid, law, region)
-            x_hat[region] = estimate if all_valid(keep) else torch.where(keep, estimate, y_flat[region])
+            noisy = planes_apart(y_flat[region])
+            estimate = held(self._estimate(law, noisy, score), y_flat, u.valid, law, region)
+            x_hat[region] = estimate if all_valid(keep) else torch.where(keep, estimate, noisy)
             if sd is not None:
                 sd[region] = torch.where(keep, (law.variance(estimate) * curve(sd[region])).sqrt(), 0.0)
         if self.noise.quantum and self.options.few_counts and self.options.formula == "mean":

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from n2s_med.layout import BAND, planes_apart
 from n2s_med.noise import NoiseModel
 from n2s_med.noise.values import all_valid
-from n2s_med.regions import Region, grown, slabs, within
+from n2s_med.regions import Region, grown, within
 from n2s_med.score.network import ScoreUNet
-
-BAND = 1 << 18
-"""Voxels that are worked on at once: what stays in the processor's cache."""
-
-LINE = 8
-"""Planes read at once, at least, where they do not lie apart in memory: so many values that lie one after the other
-fill half a line of the processor's cache."""
 
 ENERGY_MARGIN = 3
 """Voxels around one that tell the energy of its detail."""
@@ -47,7 +41,7 @@ def held(estimate: Tensor, y: Tensor, valid: Tensor, law: NoiseModel, region: Re
         Where the estimate lies.
     """
     outer = grown(region, y.shape, (0,) * (y.ndim - 1) + (1,))
-    planes, data, inside = within(region, outer)[-1], y[outer], valid[outer]
+    planes, data, inside = within(region, outer)[-1], planes_apart(y[outer]), valid[outer]
     whole = all_valid(inside)
     low = _extreme(torch.minimum, data if whole else torch.where(inside, data, math.inf), planes)
     high = _extreme(torch.maximum, data if whole else torch.where(inside, data, -math.inf), planes)
@@ -82,27 +76,3 @@ def detail_energy(data: Tensor) -> Tensor:
             energy = ScoreUNet.smoothed(energy)
         found[band] = energy[0, 0].movedim(0, -1)[within(band, outer)]
     return found
-
-
-def planes_apart(data: Tensor) -> Tensor:
-    """The same values (X[, Y], planes), with each plane in one piece of memory; a copy only where they are not."""
-    if are_apart(data):
-        return data
-    planes = data.shape[-1]
-    return data.reshape(-1, planes).t().contiguous().view(planes, *data.shape[:-1]).movedim(0, -1)
-
-
-def are_apart(data: Tensor) -> bool:
-    """Whether each plane (the last axis counts them) lies in one piece of memory."""
-    return data.movedim(-1, 0).is_contiguous()
-
-
-def zeros_apart(shape: Sequence[int]) -> Tensor:
-    """Zeros, each plane in one piece of memory."""
-    return torch.zeros(shape[-1], *shape[:-1]).movedim(0, -1)
-
-
-def in_cache(volume: Tensor) -> Iterator[Region]:
-    """The volume in boxes of whole planes that stay in the processor's cache, if planes lie apart in memory."""
-    planes = max(1 if are_apart(volume) else LINE, BAND // math.prod(volume.shape[:-1]))
-    return slabs(volume.shape, planes)

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 
 from n2s_med.denoise import Figures
+from n2s_med.layout import in_cache
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.noise.values import all_valid, data, some_places
-from n2s_med.regions import slabs
 from n2s_med.report import JSONValue, Verdict
-
-AT_ONCE = 1 << 18
-"""Voxels of whole planes that are looked at in one go: what stays in the processor's cache."""
 
 LEAST_LEVEL = 0.5
 """Share of the level found to which its interval may reach down."""
@@ -70,7 +67,7 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     lagged, pairs = (torch.zeros(y.ndim, dtype=torch.float64) for _ in range(2))
     unit = _count_scale(x_hat, valid, noise) if noise.quantum else None
     last: tuple[Tensor, Tensor] | None = None
-    for region in slabs(y.shape, _planes(y.shape)):
+    for region in in_cache(y):
         law, before, after = noise.law.at(region), y[region], x_hat[region]
         keep = valid[region]
         for holds in (noise.admits(before), law.support(after)):
@@ -97,11 +94,6 @@ def residual_of(y: Tensor, x_hat: Tensor, valid: Tensor, noise: ScanNoise) -> Re
     neighbours = (lagged / pairs.clamp_min(1) - mean**2) / variance * (pairs > 0)
     with_estimate = (re / n - mean * e1 / n) / math.sqrt(variance * spread)
     return Residual(mean, variance, tuple(neighbours.tolist()), with_estimate, spread)
-
-
-def _planes(shape: Sequence[int]) -> int:
-    """How many planes of a volume are looked at in one go."""
-    return max(1, AT_ONCE // math.prod(shape[:-1]))
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
@@ -237,6 +229,6 @@ def quantities(y: Tensor, x_hat: Tensor, valid: Tensor) -> dict[str, JSONValue]:
 def _summary(volume: Tensor, valid: Tensor, some: Tensor) -> dict[str, float]:
     levels = np.quantile(some.double().numpy(), np.array(PERCENTILES) / 100).tolist()  # PyTorch's sorts all of them
     cuts = {f"percentile_{p:g}": level for p, level in zip(PERCENTILES, levels, strict=True)}
-    parts = [data(volume[region], valid[region]) for region in slabs(volume.shape, _planes(volume.shape))]
+    parts = [data(volume[region], valid[region]) for region in in_cache(volume)]
     total, count = sum(float(part.sum(dtype=torch.float64)) for part in parts), sum(map(len, parts))
     return {"mean": total / count, "maximum": max(float(part.max()) for part in parts if len(part)), **cuts}

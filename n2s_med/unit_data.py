@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import InputError, NoiseLawError
+from n2s_med.layout import planes_apart
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.noise.values import all_valid, data, every_place
 from n2s_med.regions import Region, slabs
@@ -79,7 +80,7 @@ class UnitData:
         return torch.where(self.valid[region], self.y[region], self.low)
 
     def __getitem__(self, region: Region) -> Tensor:
-        return self.noise.law.at(region).to_unit(self.filled(region)).float()
+        return self.noise.law.at(region).to_unit(planes_apart(self.filled(region))).float()
 
 
 def admitted(y: Tensor, valid: Tensor, noise: ScanNoise) -> Tensor:
