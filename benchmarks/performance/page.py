@@ -42,7 +42,7 @@ def fidelity(record: Record) -> str:
         [r["name"], f"{r['psnr_difference']:+.5f}", f"{r['largest']:.4f}", f"{r['rms']:.5f}"] for r in record["rows"]
     ]
     told = (
-        f"Against the whole volume in one piece in plain fp32 passes (one: {record['psnr']:.2f} dB), base weights, brain"
+        f"Against the whole volume in plain fp32 passes (one: {record['psnr']:.2f} dB), base weights, brain"
         " phantom under Gaussian noise of 25/255. The score's differences are in noise standard deviations."
     )
     return f"{told}\n\n{grid(['', 'PSNR, dB', 'largest difference', 'RMS difference'], rows)}"
