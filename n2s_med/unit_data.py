@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from n2s_med.errors import InputError, NoiseLawError
-from n2s_med.layout import planes_apart
+from n2s_med.layout import in_cache, planes_apart
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.noise.values import all_valid, data, every_place
+from n2s_med.noise.values import all_valid, every_place
 from n2s_med.regions import Region, slabs
 
 CHECKED = 4_000_000
@@ -44,12 +44,18 @@ class UnitData:
     def __init__(self, y: Tensor, valid: Tensor, noise: ScanNoise) -> None:
         self.y, self.valid, self.noise, self.shape = y, valid, noise, y.shape
         voxels, lowest, highest = 0, math.inf, -math.inf
-        for region in pieces(y.shape):
-            inside = data(y[region], valid[region])
-            if inside.numel():
-                self._check(inside)
-                ends = torch.stack(inside.aminmax()).tolist()
-                voxels, lowest, highest = voxels + inside.numel(), min(lowest, ends[0]), max(highest, ends[1])
+        for region in in_cache(y):
+            values, inside = y[region], valid[region]
+            count = values.numel() if all_valid(inside) else int(inside.count_nonzero())
+            if not count:
+                continue
+            if count == values.numel():
+                low, high = values.aminmax()
+            else:
+                low = torch.where(inside, values, math.inf).min()
+                high = torch.where(inside, values, -math.inf).max()
+            self._check(torch.stack((low, high)))
+            voxels, lowest, highest = voxels + count, min(lowest, float(low)), max(highest, float(high))
         if not voxels:
             raise InputError("every voxel is padding or outside the noise law", remedy="check the scan")
         if lowest == highest:
@@ -61,10 +67,10 @@ class UnitData:
         parts = ((self.y[region], self.valid[region]) for region in pieces(self.shape))
         return torch.cat([part[every_place(inside, step)] for part, inside in parts]).quantile(0.01)
 
-    def _check(self, inside: Tensor) -> None:
-        """Refuse some of the values, with what is to be said of all."""
+    def _check(self, ends: Tensor) -> None:
+        """Refuse some of the values, by the lowest and the highest, with what is to be said of all."""
         try:
-            self.noise.law.check(inside)
+            self.noise.law.check(ends)
         except NoiseLawError:
             self.noise.law.check(self.y[self.valid])
             raise

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+AT_ONCE = 1 << 20
+"""Voxels of a mask that are looked through at once."""
+
 
 def once(values: Tensor) -> Tensor:
     """What is broadcast, without its repetitions."""
@@ -29,7 +32,7 @@ def data(volume: Tensor, valid: Tensor) -> Tensor:
 
 def some_places(valid: Tensor, most: int) -> tuple[Tensor, ...]:
     """Indices of at most so many valid voxels, evenly spread over the volume in the order of its axes."""
-    count = valid.numel() if all_valid(valid) else sum(int(row.sum()) for row in valid)
+    count = valid.numel() if all_valid(valid) else int(valid.count_nonzero())
     return every_place(valid, 1 + count // most)
 
 
@@ -46,13 +49,13 @@ def every_place(valid: Tensor, step: int) -> tuple[Tensor, ...]:
     """Indices of one in so many valid voxels, counted in the order of the axes."""
     if all_valid(valid):
         return unravelled(torch.arange(0, valid.numel(), step), valid.shape)
-    before, found = 0, []
-    for number, row in enumerate(valid):
-        inside = row.nonzero()
-        taken = inside[-before % step :: step]
-        found.append(torch.cat((torch.full_like(taken[:, :1], number), taken), 1))
+    size = math.prod(valid.shape[1:])
+    rows, before, found = max(1, AT_ONCE // size), 0, []
+    for first in range(0, len(valid), rows):
+        inside = valid[first : first + rows].flatten().nonzero()[:, 0]
+        found.append(inside[-before % step :: step] + first * size)
         before += len(inside)
-    return tuple(torch.cat(found).T)
+    return unravelled(torch.cat(found), valid.shape)
 
 
 def are_finite(values: Tensor) -> bool:
