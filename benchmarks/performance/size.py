@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from n2s_med.compute import Compute, set_threads
-from n2s_med.denoise import FOR_OTHERS, DenoiseOptions, Denoiser
+from n2s_med.denoise import DenoiseOptions, Denoiser
 from n2s_med.noise import Gaussian
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import base_model
-from n2s_med.score.orientations import orientations
 from n2s_med.score.stream import StreamedNetwork
 from performance.base import Record, Sizes, in_own_process, noisy_waves, peak_memory_bytes, timed_s
 
@@ -53,8 +52,7 @@ def _volume(shape: Sequence[int]) -> Record:
 
 
 def _streams(plane: Sequence[int], lengths: Sequence[int]) -> Record:
-    ways = orientations(FOR_OTHERS, (1.0,) * 3, Correlation.white())
-    streamed = StreamedNetwork(base_model(3).network, torch.zeros(6), Compute.choose("cpu"), ways)
+    streamed = StreamedNetwork(base_model(3).network, torch.zeros(6), Compute.choose("cpu"))
     stride = streamed.network.stride
     chunk = max(1, DenoiseOptions().chunk_voxels // (plane[0] * plane[1] * stride)) * stride
 
