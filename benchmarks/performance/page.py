@@ -64,7 +64,7 @@ def size(record: Record) -> str:
             "`Denoiser` as the command uses it (two orientations, step length by SURE), each volume in a process"
             f" of its own, which has {record['volumes'][0]['before_bytes'] / MIB:,.0f} MiB before it is given one.",
             grid(["voxels", "voxels/s, over the first's", "peak memory − input − output, MiB"], rows),
-            "One pass of the network, given planes by a generator, its answers thrown away; one process, in this order:",
+            "One pass of the network, planes from a generator, answers thrown away; one process, in this order:",
             grid(["planes", "voxels/s, over the first's", "peak memory, MiB"], streams),
         ]
     )
