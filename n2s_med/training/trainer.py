@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +39,9 @@ CHANCE = 0.05
 """How far below zero chance may take the estimated error, in noise variances. Where adapting takes it further, the
 noise is not what it is taken for, and weights are learned that keep part of it as structure."""
 
+CHECKPOINT = 2
+"""Number of the checkpoint's form."""
+
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
 """A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
 
@@ -62,19 +67,41 @@ class History:
 
     Attributes
     ----------
+    parts
+        What each held-out block adds to SURE.
     unfit
         Whether it cannot judge the weights given, which are then kept.
     """
 
     step: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    sure: list[float] = field(default_factory=list)
+    parts: list[list[float]] = field(default_factory=list)
     unfit: bool = False
 
     @property
+    def sure(self) -> list[float]:
+        """SURE of each check."""
+        return [sum(parts) for parts in self.parts]
+
+    @property
     def best(self) -> int:
-        """Index of the check with the lowest SURE."""
-        return 0 if self.unfit else min(range(len(self.sure)), key=self.sure.__getitem__)
+        """Index of the check whose weights are kept: of lowest SURE, or the newest that cannot be told from it.
+
+        Weights settle as the learning rate falls, while on smooth volumes SURE differs by chance alone. Weights that
+        were given are left for better ones alone.
+        """
+        if self.unfit:
+            return 0
+        sure = self.sure
+        lowest = min(range(len(sure)), key=sure.__getitem__)
+        given = sure[0] if self.step[0] == 0 else math.inf
+        return max(n for n in range(lowest, len(sure)) if n == lowest or (sure[n] < given and self._alike(n, lowest)))
+
+    def _alike(self, one: int, lowest: int) -> bool:
+        """Whether a check's SURE is within a standard error, between blocks, of the lowest."""
+        differences = [a - b for a, b in zip(self.parts[one], self.parts[lowest], strict=True)]
+        error = statistics.stdev(differences) * len(differences) ** 0.5 if len(differences) > 1 else 0.0
+        return sum(differences) <= error
 
     def newest(self) -> dict[str, float]:
         """The newest loss and SURE, if there are any."""
@@ -236,21 +263,21 @@ class Trainer:
         self.history.loss.append(self.pending / steps if steps else float("nan"))
         self.pending = 0.0
         current = self.average or self.network.state_dict()
-        self.history.sure.append(self._held_out_sure(current))
+        self.history.parts.append(self._held_out_parts(current))
         if self._unfit(self.history.sure[-1]):
             self.history.unfit, self.best = True, self.given
-        elif self.history.best == len(self.history.sure) - 1:
+        elif self.history.best == len(self.history.step) - 1:
             self.best = {name: tensor.detach().clone() for name, tensor in current.items()}
         self._save()
 
     @torch.no_grad()
-    def _held_out_sure(self, state: Mapping[str, Tensor]) -> float:
-        """SURE over the held-out voxels; the same probes at every check, so that checks compare."""
+    def _held_out_parts(self, state: Mapping[str, Tensor]) -> list[float]:
+        """SURE over the held-out voxels by its blocks; the same probes at every check, so that checks compare."""
         network = copy.deepcopy(self.network)
         network.load_state_dict(state)
         network.eval()
         generator = torch.Generator().manual_seed(self.config.seed)
-        risk = noise = 0.0
+        risks, noise = [], 0.0
         for block in self.source.held_out:
             traits = block.noise.correlation.traits[None]
 
@@ -259,15 +286,15 @@ class Trainer:
 
             error, variance = held_out_risk(g, block, self.config.kept_counts, generator)
             scale = float(variance.mean())
-            risk += float(error[block.inside].sum()) / scale
+            risks.append(float(error[block.inside].sum()) / scale)
             noise += float(variance[block.inside].sum()) / scale
-        return risk / noise if noise else self.history.loss[-1]
+        return [risk / noise for risk in risks] if noise else self.history.loss[-1:]
 
     def _stalled(self) -> bool:
         """Whether SURE has not improved for ``patience`` checks, or cannot judge."""
-        if not self.history.sure:
+        if not self.history.step:
             return False
-        return self.history.unfit or len(self.history.sure) - self.history.best > self.config.patience
+        return self.history.unfit or len(self.history.step) - self.history.best > self.config.patience
 
     def _unfit(self, sure: float) -> bool:
         """Whether SURE cannot judge the weights given.
@@ -310,7 +337,7 @@ class Trainer:
     def _identity(self) -> str:
         """Hash of everything that determines the run but its budget in seconds."""
         keys = {key: value for key, value in asdict(self.config).items() if key != "seconds"}
-        digest = hashlib.sha256(json.dumps(keys, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps([CHECKPOINT, keys], sort_keys=True).encode())
         digest.update(ScoreModel(self.network).hash.encode())
         digest.update(self.source.fingerprint().encode())
         return digest.hexdigest()
@@ -348,7 +375,7 @@ class Trainer:
             raise ModelError("the checkpoint is damaged", remedy=remedy, path=self.checkpoint) from error
         if saved.get("identity") != self.identity:
             raise ModelError(
-                "the checkpoint belongs to other scans or other training keys",
+                "the checkpoint belongs to other scans, other training keys or another version",
                 remedy=remedy,
                 path=self.checkpoint,
             )

@@ -19,7 +19,7 @@ from n2s_med.noise import Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet
-from n2s_med.training import PatchSampler, Trainer, TrainingConfig, UnitVolume
+from n2s_med.training import History, PatchSampler, Trainer, TrainingConfig, UnitVolume
 from n2s_med.training.trainer import Progress
 
 CPU = Compute(torch.device("cpu"), bf16=False)
@@ -99,14 +99,14 @@ def test_finished_run_is_taken_as_it_is(tmp_path: Path) -> None:
     assert same(weights(again.run(kill_at(STEPS + 1))), wanted)
 
 
-def stalling(figures: list[float]) -> Callable[[Trainer, Mapping[str, Tensor]], float]:
-    return lambda self, state: figures[len(self.history.sure)]  # noqa: ARG005
+def stalling(figures: list[float]) -> Callable[[Trainer, Mapping[str, Tensor]], list[float]]:
+    return lambda self, state: [figures[len(self.history.step) - 1]]  # noqa: ARG005
 
 
 @pytest.mark.parametrize("stop", [None, 5, 7])
 def test_early_stop_and_resume(tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best check's weights come back, no step is done after the stop, interrupted or not."""
-    monkeypatch.setattr(Trainer, "_held_out_sure", stalling([0.5, 0.3, 0.4, 0.6, 0.2, 0.1]))
+    monkeypatch.setattr(Trainer, "_held_out_parts", stalling([0.5, 0.3, 0.4, 0.6, 0.2, 0.1]))
     config = replace(CONFIG, checks=6, patience=1)
     kept: dict[int, dict[str, Tensor]] = {}
     first = trainer(None, config)
@@ -170,7 +170,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
 
 def test_checkpoint_of_other_data_or_keys_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path).run()
-    with pytest.raises(ModelError, match=r"other scans or other training keys\. Give another --out"):
+    with pytest.raises(ModelError, match=r"other scans, other training keys or another version\. Give another --out"):
         of([volume(14, 13)], CONFIG, tmp_path)
     for key, value in (("steps", 13), ("seed", 2), ("sigma_a", 0.4), ("patch", 7)):
         with pytest.raises(ModelError, match="other training keys"):
@@ -196,7 +196,7 @@ def test_the_better_of_given_and_adapted_weights_is_kept(
     monkeypatch: pytest.MonkeyPatch, figures: tuple[float, ...], kept: bool
 ) -> None:
     told = iter((*figures, 0.9))
-    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: next(told))
+    monkeypatch.setattr(Trainer, "_held_out_parts", lambda *_: [next(told)])
     torch.manual_seed(0)
     given = ScoreUNet(2, (3, 4))
     run = trainer(None, replace(CONFIG, steps=4, checks=4), network=copy.deepcopy(given))
@@ -204,9 +204,26 @@ def test_the_better_of_given_and_adapted_weights_is_kept(
     assert run.history.step == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("parts", "best"),
+    [
+        ([[0.5, 0.5], [0.3, 0.1], [0.1, 0.32], [0.4, 0.5]], 2),  # the third is 0.02 above the second, give or take 0.42
+        ([[0.5, 0.5], [0.3, 0.1], [0.31, 0.11], [0.32, 0.13]], 1),  # by 0.02, give or take nothing
+        ([[0.5, 0.5], [0.1, 0.2], [0.0, 0.1], [0.3, 0.0]], 3),
+        ([[0.1, 0.2], [0.3, 0.1], [0.0, 0.4], [0.1, 0.3]], 0),  # the weights given, which nothing is better than
+        ([[0.2, 0.2], [0.3, 0.0], [0.1, 0.31], [0.0, 0.45]], 1),  # the others are worse than these
+        ([[0.5], [0.2], [0.201], [0.3]], 1),  # a single block tells no scatter
+    ],
+)
+def test_newest_of_weights_that_cannot_be_told_apart(parts: list[list[float]], best: int) -> None:
+    history = History(step=[0, 2, 4, 6], loss=[0.0] * 4, parts=parts)
+    assert history.best == best
+    assert not replace(history, unfit=True).best
+
+
 def test_a_figure_below_zero_chooses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error below zero is none: the weights given stay, and no step is wasted."""
-    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: -0.1)
+    monkeypatch.setattr(Trainer, "_held_out_parts", lambda *_: [-0.1])
     torch.manual_seed(0)
     given = ScoreUNet(2, (3, 4))
     run = trainer(None, network=copy.deepcopy(given))
@@ -226,7 +243,7 @@ def test_an_error_far_below_zero_undoes_the_adaptation(
     torch.manual_seed(0)
     given = ScoreUNet(2, (3, 4))
     told = iter(figures)
-    monkeypatch.setattr(Trainer, "_held_out_sure", lambda *_: next(told))
+    monkeypatch.setattr(Trainer, "_held_out_parts", lambda *_: [next(told)])
     config = replace(CONFIG, steps=4, checks=2)
     run = trainer(tmp_path, config, network=copy.deepcopy(given))
     assert same(weights(run.run()), weights(given)) == kept
