@@ -28,18 +28,32 @@ def engines(ours: ScoreUNet, v: Tensor, compute: Compute) -> Iterator[tuple[str,
     if shutil.which("g++"):  # that torch.compile writes for
         compiled = torch.compile(network)
         yield "ours, whole volume, torch.compile", lambda: passed(compiled), compute.bf16
-    yield "ours, whole volume, onnxruntime", _onnxruntime(ours, v), False
-
-
-def _onnxruntime(ours: ScoreUNet, v: Tensor) -> Callable[[], object]:
-    import onnxruntime
-
     suffix, save = FORMATS["onnx"]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model.{suffix}"
         save(ours, example(3), file)
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        yield "ours, whole volume, onnxruntime", _onnxruntime(file, v), False
+        yield "ours, whole volume, OpenVINO", _openvino(file, v, compute), compute.bf16
+
+
+def _onnxruntime(file: Path, v: Tensor) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     fed = {"v": v[None, None].numpy(), "traits": torch.zeros(1, 6).numpy()}
     return lambda: session.run(None, fed)
+
+
+def _openvino(file: Path, v: Tensor, compute: Compute) -> Callable[[], object]:
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(file)
+    network.reshape({"v": [1, 1, *v.shape], "traits": [1, 6]})
+    number_type = "bf16" if compute.bf16 else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": number_type, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    program = core.compile_model(network, "CPU", settings)
+    fed = {"v": v[None, None].numpy(), "traits": torch.zeros(1, 6).numpy()}
+    return lambda: program(fed)
