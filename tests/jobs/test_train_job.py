@@ -282,7 +282,7 @@ def test_an_interrupted_run_of_other_data_or_keys_does_not_go_on(
     for inputs, options in ([[other], []], [[scan, other], []], [[scan], ["--set", "ema=0.5"]]):
         done = train(run, folder, *inputs, options=[*STEPS, "--no-track", *options])
         assert done.code == 1
-        assert f"{folder / 'checkpoint.pt'}: the checkpoint belongs to other scans or other" in done.error
+        assert f"{folder / 'checkpoint.pt'}: the checkpoint belongs to other scans, other" in done.error
         assert (folder / "checkpoint.pt").read_bytes() == checkpoint
     (folder / "checkpoint.pt").write_bytes(checkpoint[:1000])
     done = train(run, folder, scan, options=[*STEPS, "--no-track"])
