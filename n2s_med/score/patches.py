@@ -13,7 +13,7 @@ from torch import Tensor
 
 from n2s_med.errors import InputError
 from n2s_med.noise.scan import ScanNoise
-from n2s_med.noise.values import some_places
+from n2s_med.noise.values import some_places, unravelled
 from n2s_med.score.orientations import Orientation, axis_orders
 
 HELD_OUT_EDGE = 12
@@ -282,7 +282,7 @@ def _places(u: Tensor, learned: Tensor, generator: torch.Generator) -> list[Tens
             sparse = stratum[:: 1 + count // (8 * PLACES)] == number
             found = sparse.nonzero()[:, 0] * (1 + count // (8 * PLACES))
             chosen = found[torch.randperm(len(found), generator=generator)[:PLACES]]
-            places.append(torch.stack(torch.unravel_index(chosen, u.shape), dim=1))
+            places.append(torch.stack(unravelled(chosen, u.shape), dim=1))
     return [rows for rows in places if len(rows)]
 
 
