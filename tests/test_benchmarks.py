@@ -255,10 +255,11 @@ def test_speed_measures_its_parts_keeps_them_and_writes_both_pages(
 
 def test_fast_paths_are_told_apart_from_the_plain_one(speed: ModuleType) -> None:
     found = sys.modules["performance.rates"].fidelity(replace(speed.QUICK, crop=24))
-    exact, fast = found["rows"]
+    exact, *others = found["rows"]
     assert exact["largest"] < 1e-4
-    assert exact["largest"] < fast["largest"] < 1
-    assert abs(fast["psnr_difference"]) < 0.1
+    for fast in others:
+        assert exact["largest"] < fast["largest"] < 1
+        assert abs(fast["psnr_difference"]) < 0.1
 
 
 def test_a_stage_within_another_stops_its_clock(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
