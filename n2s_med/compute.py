@@ -25,6 +25,9 @@ PrecisionName = Literal["auto", "bf16", "fp32"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, from glibc's malloc.h."""
 
+KEPT_BLOCK = 40 << 20
+"""Bytes of a block up to which its memory is kept when it is freed; larger ones last as long as a stream does."""
+
 TRIAL_CHANNELS, TRIAL_EDGE, TRIALS = 32, 24, 4
 """The convolution by which number types are compared, and how often it is timed."""
 
@@ -138,7 +141,7 @@ def _keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
         library.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
