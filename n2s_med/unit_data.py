@@ -111,7 +111,7 @@ def to_unit(y: Tensor, valid: Tensor, noise: ScanNoise, generator: torch.Generat
 
     A ``generator`` spreads whole counts over their cells, for training; without it they stay what they are.
     """
-    data = UnitData(y, valid, noise)
+    u = UnitData(y, valid, noise)
     if generator is None:
-        return data[tuple(slice(0, n) for n in y.shape)]
-    return noise.law.to_unit(noise.dequantised(data.filled(...), generator)).float()
+        return u[tuple(slice(0, n) for n in y.shape)]
+    return noise.law.to_unit(noise.dequantised(u.filled(...), generator)).float()

@@ -58,7 +58,8 @@ class StreamedNetwork:
     ) -> None:
         self.compute = compute
         self.network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
-        turned = [way.of(self.network) for way in ways] if ways else [copy.deepcopy(self.network)]
+        as_it_lies = Orientation(tuple(range(network.spatial_dims)))
+        turned = [way.of(self.network) for way in ways or [as_it_lies]]
         for level in itertools.chain.from_iterable(each.encoder for each in turned):
             level.tell(traits)
         self.layers = [Layers(each, compute) for each in turned]
@@ -91,8 +92,7 @@ class StreamedNetwork:
         layers = self.layers if passes is None else [self.layers[n] for n in passes]
         twice = math.prod(size) > LARGE and len(self.network.channels) > 1
         shared = Shared(self._features(details, Windows(turned, 1, repeat=True)))
-        streams = (shared.stream() for _ in layers), (shared.stream() if twice else None for _ in layers)
-        answers = [_unet(each, planes, x, again) for each, x, again in zip(layers, *streams, strict=True)]
+        answers = [_unet(each, planes, shared.stream(), shared.stream() if twice else None) for each in layers]
         judged = map(self._judged, Windows(_taken_up(details), 1, repeat=True))
         mean = map(partial(_mean, size), zip(*answers, strict=True))
         return itertools.starmap(self._score, Together(_but_first(mean), judged))

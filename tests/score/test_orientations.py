@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
+from networks import random_network
 
 from n2s_med.noise.correlation import Correlation
-from n2s_med.score import ScoreUNet
 from n2s_med.score.orientations import MOST, Orientation, orientations
 
 EVERY = [
@@ -26,22 +26,10 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def network(dims: int) -> ScoreUNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = ScoreUNet(dims, (2, 3, 4))
-        with torch.no_grad():
-            unet.head.weight.mul_(20)
-            for name, parameter in unet.named_parameters():
-                if parameter.ndim == 1 or "shift" in name:
-                    parameter.uniform_(-0.2, 0.2)
-    return unet
-
-
 @pytest.mark.parametrize("way", EVERY, ids=str)
 def test_turned_network(way: Orientation) -> None:
     """Traits, one and two voxels apart along each axis, are turned with the volume."""
-    dims, unet = len(way.order), network(len(way.order))
+    dims, unet = len(way.order), random_network(len(way.order), (2, 3, 4))
     v = 3 * torch.randn(1, 1, 8, 12, *[4] * (dims - 2), generator=seeded())
     traits = 0.2 * torch.rand(1, 2, dims, generator=seeded())
     with torch.no_grad():

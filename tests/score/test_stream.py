@@ -6,28 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from networks import random_network
 from torch import Tensor
 
 from n2s_med.compute import Compute, onednn_in_bf16
 from n2s_med.noise.correlation import Correlation
-from n2s_med.score import ScoreUNet, inference, stream
+from n2s_med.score import inference, stream
 from n2s_med.score.orientations import orientations
 from n2s_med.score.stream import StreamedNetwork, Together, Windows
 
 CPU = Compute(torch.device("cpu"), bf16=False)
-
-
-def network(dims: int, channels: tuple[int, ...]) -> ScoreUNet:
-    """Random weights, biases and traits included; the answer is as large as the input."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = ScoreUNet(dims, channels)
-        with torch.no_grad():
-            unet.head.weight.mul_(20)
-            for name, parameter in unet.named_parameters():
-                if parameter.ndim == 1 or "shift" in name:
-                    parameter.uniform_(-0.2, 0.2)
-    return unet
 
 
 def chunks(volume: Tensor, planes: int) -> Iterator[Tensor]:
@@ -47,7 +35,7 @@ def test_chunks_change_nothing(
     generator = torch.Generator().manual_seed(1)
     v = 3 * torch.randn(1, *shape, generator=generator)
     traits = 0.2 * torch.rand(2 * len(shape), generator=generator)
-    unet = network(len(shape), channels)
+    unet = random_network(len(shape), channels)
     with torch.no_grad():
         whole = unet(v[:, None], traits[None])[:, 0]
     streamed = torch.cat(list(StreamedNetwork(unet, traits, CPU)(chunks(v, planes))), dim=-1)
@@ -60,7 +48,7 @@ def test_mean_over_orientations(shape: tuple[int, ...], planes: int) -> None:
     """Of all, or of some."""
     v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     traits = 0.2 * torch.rand(2 * len(shape), generator=torch.Generator().manual_seed(2))
-    unet = network(len(shape), (3, 4, 5))
+    unet = random_network(len(shape), (3, 4, 5))
     ways = orientations(3, (1.0,) * len(shape), Correlation.white(len(shape)))
     with torch.no_grad():
         apart = [way.of(unet)(v[:, None], traits[None])[:, 0] for way in ways]
@@ -82,7 +70,7 @@ def test_bfloat16_is_near(shape: tuple[int, ...], onednn: bool, monkeypatch: pyt
     monkeypatch.setattr(inference, "onednn_in_bf16", lambda: onednn)
     v = 3 * torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     traits = torch.full((2 * len(shape),), 0.1)
-    unet = network(len(shape), (16, 32, 32))
+    unet = random_network(len(shape), (16, 32, 32))
     streamed = StreamedNetwork(unet, traits, Compute(torch.device("cpu"), bf16=True))
     assert streamed.layers[0].fused is onednn
     with torch.no_grad():
@@ -93,11 +81,11 @@ def test_bfloat16_is_near(shape: tuple[int, ...], onednn: bool, monkeypatch: pyt
 
 
 def test_no_chunks_no_answer() -> None:
-    assert not list(StreamedNetwork(network(3, (3, 4)), torch.zeros(6), CPU)(iter(())))
+    assert not list(StreamedNetwork(random_network(3, (3, 4)), torch.zeros(6), CPU)(iter(())))
 
 
 def test_the_network_itself_is_left_alone() -> None:
-    unet = network(3, (3, 4))
+    unet = random_network(3, (3, 4))
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     StreamedNetwork(unet, torch.ones(6), Compute(torch.device("cpu"), bf16=True))
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
@@ -115,7 +103,7 @@ def test_planes_come_before_the_last_is_given() -> None:
             yield torch.zeros(1, 5, 6, 4)
 
     done, lag = 0, 0
-    for answer in StreamedNetwork(network(3, (3, 4, 5)), torch.zeros(6), CPU)(planes()):
+    for answer in StreamedNetwork(random_network(3, (3, 4, 5)), torch.zeros(6), CPU)(planes()):
         lag = max(lag, given - done)
         done += answer.shape[-1]
     assert done == 400
