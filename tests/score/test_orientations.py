@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from networks import random_network
+from random_networks import random_network
 
 from n2s_med.noise.correlation import Correlation
 from n2s_med.score.orientations import MOST, Orientation, orientations

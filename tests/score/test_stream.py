@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from networks import random_network
+from random_networks import random_network
 from torch import Tensor
 
 from n2s_med.compute import Compute, onednn_in_bf16
