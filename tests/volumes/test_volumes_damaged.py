@@ -127,11 +127,12 @@ def try_to_use(path: Path) -> bool:
         message = str(error)
         assert "\n" not in message
         assert not any(secret in message for secret in SECRETS)
-        assert not any(isinstance(cause, MemoryError) for cause in causes(error))
+        starved = any(isinstance(cause, MemoryError) for cause in causes(error))
         used = False
     else:
         check_written(volumes[0], out)
-        used = True
+        starved, used = False, True
+    assert not starved
     assert time.process_time() - start < SLOWEST_S
     return used
 
