@@ -55,11 +55,11 @@ class Best:
         counts
             Whether it is that of whole counts, by splitting them where they are few; training learns by it too.
         """
-        of_given, learned = self.first is None, counts
+        learned = counts
         if self.first is None:
             self.first, learned = risk, self._given_learned_counts
             self.start = copy_state(self.network) if self.given else {}
-        if self.given is not None and impossible(risk, of_given=of_given) and not counts:
+        if self.given is not None and impossible(risk) and not counts:
             log.warning("the clean-free figure is below zero and can judge nothing: the weights given are kept")
             self.risk = self.first
             if save:

@@ -36,8 +36,9 @@ TIMED_STEPS = 8
 """Steps timed, after two to warm up, to turn a time budget into a number of steps."""
 
 CHANCE = 0.05
-"""How far below zero chance may take the estimated error, in noise variances. Where adapting takes it further, the
-noise is not what it is taken for, and weights are learned that keep part of it as structure."""
+"""How far below zero chance may take the estimated error, in noise variances. Where that of the weights given is lower,
+or adapting takes it there, the noise is not what it is taken for, and weights are learned that keep part of it as
+structure."""
 
 CHECKPOINT = 2
 """Number of the checkpoint's form."""
@@ -49,9 +50,9 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with the steps done, the steps in all, and the newest figures."""
 
 
-def impossible(error: float, *, of_given: bool) -> bool:
-    """Whether an estimated error is below zero, which none is: that of the weights given, or by more than chance."""
-    return error <= (0.0 if of_given else -CHANCE)
+def impossible(error: float) -> bool:
+    """Whether an estimated error is below zero, which none is, by more than chance."""
+    return error <= -CHANCE
 
 
 def no_progress(done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -299,11 +300,10 @@ class Trainer:
     def _unfit(self, sure: float) -> bool:
         """Whether SURE cannot judge the weights given.
 
-        An error cannot be below zero: where its estimate is, for the weights given or by more than chance for those
-        adapted, the noise is not what it is taken for, and it would as soon choose worse ones. (By count splitting it
-        may be, by chance, and still chooses.)
+        An error cannot be below zero: where its estimate is, by more than chance, the noise is not what it is taken
+        for, and it would as soon choose worse ones. (By count splitting it may be, and still chooses.)
         """
-        return self.fine_tuning and impossible(sure, of_given=not self.done) and not self._all_counts
+        return self.fine_tuning and impossible(sure) and not self._all_counts
 
     # -- budget ----------------------------------------------------------------------------------------
 
