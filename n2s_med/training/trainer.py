@@ -89,20 +89,20 @@ class History:
         """Index of the check whose weights are kept: of lowest SURE, or the newest that cannot be told from it.
 
         Weights settle as the learning rate falls, while on smooth volumes SURE differs by chance alone. Weights that
-        were given are left for better ones alone.
+        were given are left for those alone that can be told to be better.
         """
-        if self.unfit:
+        given = not self.step[0]
+        better = [n for n in range(len(self.step)) if not given or self._lower(n, 0)]
+        if self.unfit or not better:
             return 0
-        sure = self.sure
-        lowest = min(range(len(sure)), key=sure.__getitem__)
-        given = sure[0] if self.step[0] == 0 else math.inf
-        return max(n for n in range(lowest, len(sure)) if n == lowest or (sure[n] < given and self._alike(n, lowest)))
+        lowest = min(better, key=self.sure.__getitem__)
+        return max(n for n in better if n >= lowest and not self._lower(lowest, n))
 
-    def _alike(self, one: int, lowest: int) -> bool:
-        """Whether a check's SURE is within a standard error, between blocks, of the lowest."""
-        differences = [a - b for a, b in zip(self.parts[one], self.parts[lowest], strict=True)]
+    def _lower(self, one: int, other: int) -> bool:
+        """Whether a check's SURE is lower than another's by more than a standard error, between blocks."""
+        differences = [a - b for a, b in zip(self.parts[one], self.parts[other], strict=True)]
         error = statistics.stdev(differences) * len(differences) ** 0.5 if len(differences) > 1 else 0.0
-        return sum(differences) <= error
+        return sum(differences) < -error
 
     def newest(self) -> dict[str, float]:
         """The newest loss and SURE, if there are any."""
