@@ -33,6 +33,7 @@ from n2s_med.options import (
 
 if TYPE_CHECKING:
     from n2s_med.batch import Layout
+    from n2s_med.jobs.denoise import Result
     from n2s_med.score import ScoreModel
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -80,20 +81,29 @@ def _say(line: str) -> None:
 
 
 def _denoise(arguments: argparse.Namespace) -> int:
+    from n2s_med.volumes import survey_ahead, workers
+
     trusted = True
-    for result in replace(denoise_job(arguments), tracking=arguments.track).run(_say):
-        for warning in result.warnings:
-            _say(f"warning: {result.label}: {warning}")
-        print(f"{result.label}")
-        print(f"  noise   {result.noise}")
-        print(f"  output  {result.output}")
-        if result.sd_map:
-            print(f"  sd map  {result.sd_map}")
-        print(f"  report  {result.report}")
-        failed = sum(not verdict.passed for verdict in result.verdicts)
-        print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed", flush=True)
-        trusted = trusted and result.trusted
+    with workers(arguments.threads):
+        surveyed = survey_ahead(arguments.input)  # while PyTorch is imported
+        job = replace(denoise_job(arguments), tracking=arguments.track)
+        for result in job.run(_say, surveyed):
+            _tell(result)
+            trusted = trusted and result.trusted
     return NOT_TRUSTED if arguments.strict and not trusted else 0
+
+
+def _tell(result: Result) -> None:
+    for warning in result.warnings:
+        _say(f"warning: {result.label}: {warning}")
+    print(f"{result.label}")
+    print(f"  noise   {result.noise}")
+    print(f"  output  {result.output}")
+    if result.sd_map:
+        print(f"  sd map  {result.sd_map}")
+    print(f"  report  {result.report}")
+    failed = sum(not verdict.passed for verdict in result.verdicts)
+    print(f"  trust   {len(result.verdicts) - failed} of {len(result.verdicts)} checks passed", flush=True)
 
 
 def _batch(arguments: argparse.Namespace) -> int:
@@ -161,8 +171,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
     from n2s_med.jobs.inspect import inspect, table
+    from n2s_med.volumes import workers
 
-    found = inspect(arguments.input)
+    with workers():
+        found = inspect(arguments.input)
     print(json.dumps([scan.figures() for scan in found], indent=2) if arguments.json else table(found))
     return 0
 

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from n2s_med import pictures
 from n2s_med.atomic import whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSONValue: TypeAlias = "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
 
@@ -70,18 +73,47 @@ def report_paths(stem: Path) -> tuple[Path, Path]:
     return Path(f"{stem}.report.html"), Path(f"{stem}.report.json")
 
 
-def write_report(
-    stem: Path,
-    report: Report,
-    *,
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows of a volume.
+
+    Attributes
+    ----------
+    picture
+        PNG of its planes.
+    voxel
+        Where they cross.
+    shape, spacing_mm, units
+        Of the volume (X, Y, Z); ``units`` is also printed beside the figures.
+    """
+
+    picture: bytes
+    voxel: tuple[int, int, int]
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, float, float]
+    units: str
+
+
+def shown(
     before: Tensor,
     after: Tensor,
+    *,
     spacing_mm: tuple[float, float, float],
     units: str,
     window: tuple[float, float] | None,
     sd: Tensor | None = None,
-    affine: Tensor | pictures.Array | None = None,
-) -> tuple[Path, Path]:
+    affine: Tensor | NDArray[np.floating[Any]] | None = None,
+) -> Shown:
+    """Draw what a report shows; for the parameters see :func:`n2s_med.pictures.planes`."""
+    from n2s_med import pictures  # Matplotlib takes a third of a second to import
+
+    figure, voxel = pictures.planes(
+        before, after, spacing_mm=spacing_mm, units=units, window=window, sd=sd, affine=affine
+    )
+    return Shown(pictures.png(figure), voxel, tuple(before.shape), spacing_mm, units)
+
+
+def write_report(stem: Path, report: Report, seen: Shown) -> tuple[Path, Path]:
     """Write :func:`report_paths`, each whole or not at all; return both.
 
     A report that is there already is replaced.
@@ -90,22 +122,18 @@ def write_report(
     ----------
     stem
         Path of the result without its extension; the endings are appended, so dots in it stay.
-    before, after, spacing_mm, units, window, sd, affine
-        As for :func:`n2s_med.pictures.planes`; ``units`` is also printed beside the figures.
+    report, seen
+        What is told and shown.
 
     Raises
     ------
     OutputError
         If a file cannot be written.
     """
-    figure, voxel = pictures.planes(
-        before, after, spacing_mm=spacing_mm, units=units, window=window, sd=sd, affine=affine
-    )
     html, data = report_paths(stem)
-    shape = tuple(before.shape)
     with whole(html, overwrite=True) as page, whole(data, overwrite=True) as figures:
-        page.write_text(_page(report, pictures.png(figure), units), encoding="utf-8")
-        figures.write_text(_json(report, units, shape, spacing_mm, voxel), encoding="utf-8")
+        page.write_text(_page(report, seen.picture, seen.units), encoding="utf-8")
+        figures.write_text(_json(report, seen), encoding="utf-8")
     return html, data
 
 
@@ -116,19 +144,13 @@ def _software() -> str:
 # --- JSON --------------------------------------------------------------------------------------------------
 
 
-def _json(
-    report: Report,
-    units: str,
-    shape: tuple[int, ...],
-    spacing_mm: tuple[float, float, float],
-    voxel: tuple[int, int, int],
-) -> str:
+def _json(report: Report, seen: Shown) -> str:
     content: dict[str, JSONValue] = {
         "schema_version": SCHEMA_VERSION,
         "software": _software(),
         "title": report.title,
-        "units": units,
-        "volume": {"shape": shape, "spacing_mm": spacing_mm, "voxel_shown": voxel},
+        "units": seen.units,
+        "volume": {"shape": seen.shape, "spacing_mm": seen.spacing_mm, "voxel_shown": seen.voxel},
         "figures": report.figures,
         "verdicts": [asdict(verdict) for verdict in report.verdicts],
         "warnings": list(report.warnings),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from n2s_med import pictures
 from n2s_med.errors import OutputError
-from n2s_med.report import Report, Verdict, write_report
+from n2s_med.report import Report, Verdict, shown, write_report
 
 SPACING = (1.0, 2.0, 4.0)
 
@@ -51,7 +51,7 @@ def written(tmp_path: Path, told: Report, **changes) -> tuple[str, dict]:
         "units": "BQML",
         "window": None,
     }
-    html, data = write_report(tmp_path / "scan.v1", told, **(parts | changes))
+    html, data = write_report(tmp_path / "scan.v1", told, shown(**(parts | changes)))
     assert html == tmp_path / "scan.v1.report.html"
     assert data == tmp_path / "scan.v1.report.json"
     assert sorted(p.name for p in tmp_path.iterdir()) == [html.name, data.name]

@@ -12,19 +12,20 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 STEP_LENGTH, NETWORK, AROUND = "step length by SURE", "network", "denoising, but for the network"
 
-READING, CHECKS = "reading", "checks"
+IMPORTS, READING, CHECKS, WRITING = "imports", "reading", "checks", "writing"
 STAGES = {
-    "survey": READING,
     "scans_of": "noise",
     "residual_of": CHECKS,
     "verdicts": CHECKS,
-    "write": "writing",
+    "shown": "report",
     "write_report": "report",
 }
 """Functions of the job, and the stages that they are."""
@@ -63,6 +64,21 @@ class Clock:
 
         setattr(place, name, counted)
 
+    def wrap_context(self, place: Any, name: str, stage: str) -> None:
+        """Count what a context manager takes before and after its block."""
+        function: Callable[..., AbstractContextManager[Any]] = getattr(place, name)
+
+        @contextmanager
+        def counted(*arguments: Any, **named: Any) -> Iterator[Any]:
+            with ExitStack() as stack:
+                with self.stage(stage):
+                    given = stack.enter_context(function(*arguments, **named))
+                yield given
+                with self.stage(stage):
+                    stack.close()
+
+        setattr(place, name, counted)
+
     def wrap_network(self, network: type) -> None:
         """Count what the network takes, without what it waits for; within another network stage, not at all."""
         function: Callable[..., Iterator[Any]] = network.__call__
@@ -93,23 +109,34 @@ class Clock:
 
 
 def main(told: Path, source: str, target: str) -> None:
-    """Run the command in this process and tell its stages."""
+    """Run the command in this process and tell its stages; what goes on beside them counts where it is waited for."""
     clock = Clock()
-    with clock.stage("imports"):
-        from n2s_med import cli
-        from n2s_med.options import importing
+    with clock.stage(IMPORTS):
+        from n2s_med import cli, options, volumes
+    importing, survey_ahead = options.importing, volumes.survey_ahead
 
-        with importing():
-            from n2s_med.denoise import Denoiser
-            from n2s_med.jobs import denoise, outcome
-            from n2s_med.score.stream import StreamedNetwork
-            from n2s_med.volumes import dicom_reader
-    for name, stage in STAGES.items():
-        clock.wrap(outcome if stage == CHECKS else denoise, name, stage)
-    clock.wrap(dicom_reader, "load_series", READING)
-    clock.wrap(Denoiser, "__call__", AROUND)
-    clock.wrap(Denoiser, "_measure", STEP_LENGTH)
-    clock.wrap_network(StreamedNetwork)
+    @contextmanager
+    def counted_imports() -> Iterator[None]:
+        with clock.stage(IMPORTS), importing():
+            yield
+            _wrap(clock)
+
+    def counted_survey(path: Path) -> Callable[[], Any]:
+        found = survey_ahead(path)
+
+        def waited() -> Any:
+            with clock.stage(READING):
+                survey = found()
+            return replace(survey, sources=tuple(map(counted, survey.sources)))
+
+        def counted(source: Any) -> Any:
+            reading = SimpleNamespace(arrays=source.arrays)
+            clock.wrap(reading, "arrays", READING)
+            return replace(source, arrays=reading.arrays)
+
+        return waited
+
+    options.importing, volumes.survey_ahead = counted_imports, counted_survey
     try:
         cli.main(["denoise", source, target, "--adapt", "0", "--quiet", "--device", "cpu"])
     except SystemExit as ended:
@@ -118,6 +145,20 @@ def main(told: Path, source: str, target: str) -> None:
     with clock.stage("other"):
         pass
     told.write_text(json.dumps({"stages": clock.own}))
+
+
+def _wrap(clock: Clock) -> None:
+    """Count the stages of a job, once its modules are there."""
+    from n2s_med.denoise import Denoiser
+    from n2s_med.jobs import denoise, outcome
+    from n2s_med.score.stream import StreamedNetwork
+
+    for name, stage in STAGES.items():
+        clock.wrap(outcome if stage == CHECKS else denoise, name, stage)
+    clock.wrap_context(denoise, "writing", WRITING)
+    clock.wrap(Denoiser, "__call__", AROUND)
+    clock.wrap(Denoiser, "_measure", STEP_LENGTH)
+    clock.wrap_network(StreamedNetwork)
 
 
 if __name__ == "__main__":

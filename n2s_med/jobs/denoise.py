@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,7 @@ from n2s_med.jobs.outcome import Outcome
 from n2s_med.jobs.places import names_of, sd_map_of, sd_maps, stem_of
 from n2s_med.jobs.scans import Say, Scan, place_of, scans_of
 from n2s_med.modalities import Modality, modality_named
-from n2s_med.report import Report, Verdict, report_paths, write_report
+from n2s_med.report import Report, Verdict, report_paths, shown, write_report
 from n2s_med.score import ANY, ScoreModel, base_model
 from n2s_med.tracking import Tracker, open_tracker
 from n2s_med.training import ADAPTATION, TrainingConfig
@@ -41,13 +41,14 @@ from n2s_med.volumes import (
     Deidentifier,
     Provenance,
     Source,
+    Survey,
     Volume,
     is_nifti_name,
     nothing_usable,
     refusal_of,
     survey,
-    write,
     write_sd_map,
+    writing,
 )
 
 SD_PROBES = 8
@@ -134,8 +135,15 @@ class DenoiseJob:
     tracking: Path | None = None
     quiet: bool = False
 
-    def run(self, say: Say) -> Iterator[Result]:
+    def run(self, say: Say, surveyed: Callable[[], Survey] | None = None) -> Iterator[Result]:
         """Denoise scan by scan; each is written whole or not at all, and one that fails does not stop the rest.
+
+        Parameters
+        ----------
+        say
+            Takes what must be said on the way.
+        surveyed
+            Gives what the source holds, where somebody has begun to look.
 
         Raises
         ------
@@ -145,7 +153,7 @@ class DenoiseJob:
             At the end, if some of several scans failed; why was said for each.
         """
         model = ScoreModel.load(self.model) if self.model else None
-        found = survey(self.source)
+        found = surveyed() if surveyed else survey(self.source)
         left_out = list(found.refusals)
         for refusal in left_out:
             say(f"left out: {refusal}")
@@ -272,12 +280,24 @@ class DenoiseJob:
         return parts
 
     def deliver(self, outcome: Outcome, target: Path, modality: Modality | None) -> Result:
-        """Output, SD map and report of one scan."""
+        """Output, SD map and report of one scan; the output is written beside its judging, where there are workers."""
         scan, part = outcome.scans[0], outcome.parts[0]
         volume, provenance = scan.volume, self._provenance(outcome)
         begun = time.perf_counter()
         estimates = outcome.estimates
-        output = write(_like(volume, estimates), target, provenance=provenance, overwrite=self.overwrite)
+        with writing(_like(volume, estimates), target, provenance=provenance, overwrite=self.overwrite):
+            judged = [outcome.judged(time_point) for time_point in range(len(outcome.scans))]
+            checks = list(chain.from_iterable(verdicts for _, verdicts in judged))
+            figures = outcome.figures(estimates[0], judged[0][0], self._options)
+            seen = shown(
+                scan.y,
+                estimates[0],
+                spacing_mm=tuple(volume.meta["spacing_mm"]),
+                units=volume.meta["units"],
+                window=modality.window if modality else None,
+                sd=part.sd,
+                affine=volume.affine,
+            )
         sd_map = None
         deviations = [p.sd for p in outcome.parts if p.sd is not None]
         if deviations:
@@ -288,26 +308,15 @@ class DenoiseJob:
                 overwrite=self.overwrite,
             )
         times = {**outcome.times, "writing_time_s": time.perf_counter() - begun}
-        residuals, checks = zip(*(outcome.judged(time_point) for time_point in range(len(outcome.scans))), strict=True)
         report = Report(
             title=f"{volume.meta['label']} denoised",
-            figures=outcome.figures(estimates[0], residuals[0], self._options, times),
-            verdicts=list(chain(*checks)),
-            warnings=outcome.warnings(list(chain(*checks))),
+            figures={**figures, "resources": outcome.resources(times)},
+            verdicts=checks,
+            warnings=outcome.warnings(checks),
         )
-        page, _ = write_report(
-            stem_of(target),
-            report,
-            before=scan.y,
-            after=estimates[0],
-            spacing_mm=tuple(volume.meta["spacing_mm"]),
-            units=volume.meta["units"],
-            window=modality.window if modality else None,
-            sd=part.sd,
-            affine=volume.affine,
-        )
+        page, _ = write_report(stem_of(target), report, seen)
         return Result(
-            output, sd_map, page, volume.meta["label"], scan.choice.sentence, report.verdicts, report.warnings
+            target, sd_map, page, volume.meta["label"], scan.choice.sentence, report.verdicts, report.warnings
         )
 
     @property

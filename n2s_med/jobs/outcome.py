@@ -58,10 +58,8 @@ class Outcome:
             *(f"{v.name} is {v.value:.3g}. {v.sentence}" for v in checks if not v.passed),
         ]
 
-    def figures(
-        self, estimate: Tensor, residual: Residual, options: DenoiseOptions, times: Mapping[str, float]
-    ) -> dict[str, dict[str, JSONValue]]:
-        """For the report: of the first time point, as it is written and with its residual, and of the run."""
+    def figures(self, estimate: Tensor, residual: Residual, options: DenoiseOptions) -> dict[str, dict[str, JSONValue]]:
+        """For the report: of the first time point, as it is written and with its residual, and of the model."""
         scan, part, model = self.scans[0], self.parts[0], self.model
         return {
             "noise": scan.choice.figures(),
@@ -86,13 +84,17 @@ class Outcome:
                 "formula": options.formula,
                 "orientations": options.orientations,
             },
-            "resources": {
-                "volumes": len(self.scans),
-                "voxels": int(scan.y.numel()) * len(self.scans),
-                **times,
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "threads": torch.get_num_threads(),
-            },
+        }
+
+    def resources(self, times: Mapping[str, float]) -> dict[str, JSONValue]:
+        """For the report: what the run took, with ``times`` in seconds."""
+        scans = self.scans
+        return {
+            "volumes": len(scans),
+            "voxels": int(scans[0].y.numel()) * len(scans),
+            **times,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "threads": torch.get_num_threads(),
         }
 
 

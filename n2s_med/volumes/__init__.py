@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from n2s_med.volumes.contents import Arrays, Contents, Refusal, Source, Survey, Volume, shown, valid_mask
 from n2s_med.volumes.deidentify import Deidentifier
-from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, write, write_sd_map
+from n2s_med.volumes.files import nothing_usable, read, refusal_of, survey, survey_ahead, write, write_sd_map, writing
 from n2s_med.volumes.nifti import NIFTI_SUFFIXES, is_nifti_name
 from n2s_med.volumes.provenance import Provenance
 from n2s_med.volumes.sidecar import read_json, sidecar_of, stated
 from n2s_med.volumes.tree import FileGroup, file_groups
+from n2s_med.volumes.workers import workers
 
 if TYPE_CHECKING:
     from n2s_med.volumes.monai_io import DicomSeriesReader, DicomSeriesWriter, NiftiReader, NiftiWriter
@@ -47,9 +48,12 @@ __all__ = [
     "sidecar_of",
     "stated",
     "survey",
+    "survey_ahead",
     "valid_mask",
+    "workers",
     "write",
     "write_sd_map",
+    "writing",
 ]
 
 

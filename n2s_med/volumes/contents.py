@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
@@ -199,12 +199,6 @@ def array_of(values: Any) -> NDArray[np.float32]:
 def planes_apart(values: NDArray[Any]) -> NDArray[Any]:
     """Return ``values`` (C, X, Y, Z) with each X-Y plane in one piece of memory, as everything works plane by plane."""
     return np.ascontiguousarray(np.moveaxis(values, 3, 1)).transpose(0, 2, 3, 1)
-
-
-def empty_planes(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-    """Return room for a volume that lies in memory as :func:`planes_apart` has it."""
-    channels, *plane, planes = shape
-    return np.empty((channels, planes, *plane), dtype=dtype).transpose(0, 2, 3, 1)
 
 
 def spacing_of(affine: FloatArray) -> tuple[float, float, float]:

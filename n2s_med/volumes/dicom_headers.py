@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from n2s_med.volumes.functional_groups import ENHANCED_CLASSES, flat_frames
 from n2s_med.volumes.limits import LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.nuclear import NM_CLASS, VECTORS, holds_counts, located, places
 from n2s_med.volumes.quiet import quiet
+from n2s_med.volumes.workers import spread
 
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Manufacturer",
@@ -87,19 +88,31 @@ _MOST_SEEN = 4096
 
 def read_frames(path: Path) -> FileFrames:
     """Return the frames of the file at ``path``; none, and no refusals, for a DICOMDIR."""
+    (found,) = frames_of([path])
+    return found
+
+
+def frames_of(paths: Iterable[Path]) -> list[FileFrames]:
+    """Return what :func:`read_frames` does, of each of ``paths``; those not seen before by workers, if there are."""
+    keys = [_key(path) for path in paths]
+    unseen = list(dict.fromkeys(key for key in keys if key not in _SEEN))
+    with spread(_read_frames, [path for path, *_ in unseen]) as read:
+        found = dict(zip(unseen, read, strict=True))
+    told = [found.get(key) or _SEEN[key] for key in keys]
+    for key, frames in found.items():
+        if len(frames.frames) == 1:
+            if len(_SEEN) == _MOST_SEEN:
+                _SEEN.clear()
+            _SEEN[key] = frames
+    return told
+
+
+def _key(path: Path) -> tuple[Path, int, int]:
     try:
         stat = path.stat()
     except OSError:
-        return _read_frames(path)  # which tells why
-    key = path, stat.st_size, stat.st_mtime_ns
-    found = _SEEN.get(key)
-    if found is None:
-        found = _read_frames(path)
-        if len(found.frames) == 1:
-            if len(_SEEN) == _MOST_SEEN:
-                _SEEN.clear()
-            _SEEN[key] = found
-    return found
+        return path, -1, -1  # reading it tells why
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 def _read_frames(path: Path) -> FileFrames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from n2s_med.errors import InputError
 from n2s_med.modalities import modality_named
-from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, empty_planes, everywhere, spacing_of
+from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, everywhere, spacing_of
 from n2s_med.volumes.dicom_files import read_whole
-from n2s_med.volumes.dicom_headers import read_frames
+from n2s_med.volumes.dicom_headers import frames_of
 from n2s_med.volumes.dicom_pixels import BoolArray, Storage, real_values, stored_frames
 from n2s_med.volumes.dicom_series import Series, build_series
 from n2s_med.volumes.frames import Frame
-from n2s_med.volumes.quiet import quiet
 from n2s_med.volumes.suv import acquisition_time, suv_of
+from n2s_med.volumes.workers import Room, room, spread
 
 ROWS = 64
 """Rows of an image that are turned at once: what stays in the processor's cache."""
@@ -34,11 +34,9 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], list[Refusal]]:
     """Return the series that the DICOM ``files`` form, and one refusal per series and reason."""
     frames: list[Frame] = []
     refusals: list[Refusal] = []
-    with quiet():  # once for all files: it takes as long as a header
-        for path in files:
-            found = read_frames(path)
-            frames += found.frames
-            refusals += found.refusals
+    for found in frames_of(files):
+        frames += found.frames
+        refusals += found.refusals
     series, refused = build_series(frames)
     return series, [*_merged(refusals), *refused]
 
@@ -57,23 +55,27 @@ def by_file(places: Iterable[Place]) -> dict[Path, list[Place]]:
     return {path: sorted(found, key=lambda place: place[2].index) for path, found in grouped.items()}
 
 
-@dataclass
-class _Loading:
-    """The volume being filled, frame by frame."""
+@dataclass(frozen=True)
+class _Rooms:
+    """The volume being filled, and where it is padding."""
 
-    values: NDArray[np.float32]
-    padding: BoolArray | None = None
-    acquisitions: list[datetime | None] = field(default_factory=list)
+    values: Room
+    padding: Room
 
     def put(self, c: int, z: int, values: NDArray[np.float32], padding: BoolArray) -> None:
-        plane = self.values[c, :, :, z]
+        plane = self.values.array[c, :, :, z]
         for rows in range(0, len(values), ROWS):
             plane[:, rows : rows + ROWS] = values[rows : rows + ROWS].T
-        if padding.any():
-            if self.padding is None:
-                self.padding = empty_planes(self.values.shape, np.bool_)
-                self.padding[:] = False
-            self.padding[c, :, :, z] = padding.T
+        if padding.any():  # what is not written to takes no memory
+            self.padding.array[c, :, :, z] = padding.T
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a file holds beside its pixels: whether some are padding, and of PET when it was acquired."""
+
+    padded: bool
+    acquisition: datetime | None
 
 
 def load_series(series: Series) -> Arrays:
@@ -84,39 +86,46 @@ def load_series(series: Series) -> Arrays:
     InputError
         If its pixels are damaged, or all of them are padding.
     """
+    places = ((c, z, frame) for c, stack in enumerate(series.stacks) for z, frame in enumerate(stack))
+    files = list(by_file(places).items())
     try:
-        loading = _Loading(empty_planes(series.shape, np.float32))
+        with (
+            room(series.shape, np.float32) as values,
+            room(series.shape, np.bool_) as padding,
+            spread(partial(_load_file, _Rooms(values, padding)), files) as loaded,
+        ):
+            found = list(loaded)
     except MemoryError as error:
         raise InputError(
             f"{series.label} do not fit in memory", remedy="use a larger machine", path=series.place
         ) from error
-    places = ((c, z, frame) for c, stack in enumerate(series.stacks) for z, frame in enumerate(stack))
-    with quiet():
-        for path, found in by_file(places).items():
-            _load_file(loading, path, found)
-    if loading.padding is not None and loading.padding.all():
+    valid = ~padding.array if any(file.padded for file in found) else everywhere()
+    if not valid.any():
         raise InputError("every pixel is padding", remedy="give a scan with data", path=series.place)
-    return Arrays(loading.values, series.affine, _meta(series, loading))
+    return Arrays(values.array, series.affine, _meta(series, valid, [file.acquisition for file in found]))
 
 
-def _load_file(loading: _Loading, path: Path, places: Sequence[Place]) -> None:
+def _load_file(rooms: _Rooms, file: tuple[Path, Sequence[Place]]) -> _Found:
+    path, places = file
     ds = read_whole(path)
     storage = Storage.of(ds, path)
     frames = stored_frames(ds, path, [frame.index for _, _, frame in places])
+    padded = False
     for (c, z, frame), stored in zip(places, frames, strict=True):
-        loading.put(c, z, real_values(stored, frame.rescale, path), storage.is_padding(stored))
-    if places[0][2].file.modality == "PT":
-        loading.acquisitions.append(acquisition_time(ds))
+        padding = storage.is_padding(stored)
+        rooms.put(c, z, real_values(stored, frame.rescale, path), padding)
+        padded = padded or bool(padding.any())
+    return _Found(padded, acquisition_time(ds) if places[0][2].file.modality == "PT" else None)
 
 
-def _meta(series: Series, loading: _Loading) -> dict[str, Any]:
+def _meta(series: Series, valid: BoolArray, acquisitions: Sequence[datetime | None]) -> dict[str, Any]:
     first = series.first
     meta: dict[str, Any] = {
         "format": "dicom",
         "modality": modality_named(first.file.modality).name,
         "units": first.units,
         "spacing_mm": spacing_of(series.affine),
-        "valid": everywhere() if loading.padding is None else ~loading.padding,
+        "valid": valid,
         "source": tuple(str(frame.file.path) for frame in series.frames),
         "source_frames": tuple(frame.index for frame in series.frames),
         "label": series.label,
@@ -129,7 +138,7 @@ def _meta(series: Series, loading: _Loading) -> dict[str, Any]:
         "durations_s": tuple(stack[0].duration_s for stack in series.stacks),
     }
     if first.file.modality == "PT":
-        meta["suv"] = suv_of(read_whole(first.file.path), first.units, loading.acquisitions)
+        meta["suv"] = suv_of(read_whole(first.file.path), first.units, acquisitions)
     return meta
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from n2s_med.errors import InputError, OutputError
 from n2s_med.volumes.contents import Volume, array_of
 from n2s_med.volumes.dicom_derive import Derivation, derive
 from n2s_med.volumes.dicom_files import DECODER_ERRORS, is_dicom, read_whole
-from n2s_med.volumes.dicom_headers import read_frames
+from n2s_med.volumes.dicom_headers import frames_of
 from n2s_med.volumes.dicom_pixels import Storage, StoredArray, stored_frames
 from n2s_med.volumes.dicom_reader import by_file
 from n2s_med.volumes.frames import Frame
@@ -24,6 +26,7 @@ from n2s_med.volumes.grids import affine_of
 from n2s_med.volumes.provenance import Provenance, moment_of_creation
 from n2s_med.volumes.quantise import pet_slope, pet_storage, quantised, set_slope
 from n2s_med.volumes.quiet import quiet
+from n2s_med.volumes.workers import spread
 
 _HEADER_BYTES = 8192
 """What the header of a derived file takes, about."""
@@ -37,6 +40,13 @@ def write_series(volume: Volume, folder: Path, *, provenance: Provenance, overwr
     OutputError
         ``folder`` exists or cannot be written, or the volume is no longer on its source's grid.
     """
+    with writing_series(volume, folder, provenance=provenance, overwrite=overwrite):
+        return folder
+
+
+@contextmanager
+def writing_series(volume: Volume, folder: Path, *, provenance: Provenance, overwrite: bool = False) -> Iterator[None]:
+    """Do as :func:`write_series` beside the block, and put the folder in its place when both have ended well."""
     frames = source_frames(volume)
     _check_target(folder, frames, overwrite)
     first = frames[0].file
@@ -46,23 +56,26 @@ def write_series(volume: Volume, folder: Path, *, provenance: Provenance, overwr
         moment_of_creation(),
     )
     values = array_of(volume)
-    signed = bool(values.min() < 0)
     slices = values.shape[3]
-    files = by_file((*divmod(n, slices), frame) for n, frame in enumerate(frames))
-    needed = len(frames) * first.rows * first.columns * 2 + len(files) * _HEADER_BYTES
-    with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial, quiet():
+    places = by_file((*divmod(n, slices), frame) for n, frame in enumerate(frames))
+    needed = len(frames) * first.rows * first.columns * 2 + len(places) * _HEADER_BYTES
+    with whole(folder, overwrite=overwrite, needed_bytes=needed) as partial:
         partial.mkdir()
-        for number, (path, places) in enumerate(files.items(), start=1):
-            planes = [_Plane(frame, values[c, :, :, z].T) for c, z, frame in places]
-            _save(_derived(path, planes, derivation, signed=signed), partial / f"{number:05d}.dcm", path)
-    return folder
+        files = [
+            _File(path, partial / f"{number:05d}.dcm", [_Plane(frame, values[c, :, :, z].T) for c, z, frame in found])
+            for number, (path, found) in enumerate(places.items(), start=1)
+        ]
+        with spread(functools.partial(_write, derivation, bool(values.min() < 0)), files) as written:
+            yield
+            for _ in written:
+                pass
 
 
 def source_frames(volume: Volume) -> list[Frame]:
     """Return the source frames of ``volume``, in its order; it must still be on their grid."""
     names = volume.meta.get("source", ())
-    with quiet():
-        found: dict[str, dict[int, Frame]] = {name: _frames_of(Path(name)) for name in dict.fromkeys(names)}
+    paths = list(map(Path, dict.fromkeys(names)))
+    found = {str(path): _by_index(path, read.frames) for path, read in zip(paths, frames_of(paths), strict=True)}
     try:
         frames = [found[n][i] for n, i in zip(names, volume.meta.get("source_frames", ()), strict=True)]
     except LookupError as error:
@@ -71,10 +84,9 @@ def source_frames(volume: Volume) -> list[Frame]:
     return frames
 
 
-def _frames_of(path: Path) -> dict[int, Frame]:
+def _by_index(path: Path, frames: Sequence[Frame]) -> dict[int, Frame]:
     if not path.is_file():
         raise InputError("the source file is gone", remedy="restore it and try again", path=path)
-    frames = read_frames(path).frames
     if not frames:
         raise InputError("the source file has changed", remedy="read it again", path=path)
     return {frame.index: frame for frame in frames}
@@ -116,6 +128,19 @@ class _Plane:
 
     frame: Frame
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file, the one that is derived from it, and the frames of that."""
+
+    source: Path
+    target: Path
+    planes: Sequence[_Plane]
+
+
+def _write(derivation: Derivation, signed: bool, file: _File) -> None:
+    _save(_derived(file.source, file.planes, derivation, signed=signed), file.target, file.source)
 
 
 def _derived(path: Path, planes: Sequence[_Plane], derivation: Derivation, *, signed: bool) -> Dataset:

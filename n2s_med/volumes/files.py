@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +16,10 @@ from n2s_med.errors import InputError, OutputError, UnsupportedError
 from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, Volume, array_of
 from n2s_med.volumes.dicom_files import is_dicom
 from n2s_med.volumes.dicom_reader import survey_dicom
-from n2s_med.volumes.dicom_writer import write_series
+from n2s_med.volumes.dicom_writer import writing_series
 from n2s_med.volumes.nifti import is_nifti_name, read_nifti, write_nifti
 from n2s_med.volumes.provenance import Provenance
+from n2s_med.volumes.workers import at_work
 
 _FORMATS = "give a NIfTI image (.nii, .nii.gz) or a CT, MR, PET or NM series in DICOM"
 _TOLD_REASONS = 3
@@ -78,6 +82,29 @@ def survey(path: str | Path) -> Survey:
     return Survey(found.sources, (*found.refusals, *refusals))
 
 
+def survey_ahead(path: Path) -> Callable[[], Survey]:
+    """Begin :func:`survey` and the reading of the first scan where there are workers; return what waits for the survey.
+
+    The scan is waited for when its source is read.
+    """
+    if not at_work():
+        return partial(survey, path)
+    thread = ThreadPoolExecutor(1, "reading")
+    surveyed = thread.submit(survey, path)
+    held = [thread.submit(lambda: surveyed.result().sources[0].arrays())]
+    thread.shutdown(wait=False)
+
+    def found() -> Survey:
+        told = surveyed.result()
+        if not told.sources:
+            return told
+        first, *others = told.sources
+        ahead = replace(first, arrays=lambda: held.pop().result() if held else first.arrays())
+        return replace(told, sources=(ahead, *others))
+
+    return found
+
+
 def refusal_of(source: Source, error: InputError) -> Refusal:
     """Return the refusal of a source that could not be loaded."""
     return Refusal(Path(error.path or source.path), source.label, error.cause)
@@ -94,13 +121,26 @@ def write(volume: Volume, path: Path, *, provenance: Provenance, overwrite: bool
     OutputError
         ``path`` exists and ``overwrite`` is false, or it cannot be written; nothing half-written is left.
     """
+    with writing(volume, path, provenance=provenance, overwrite=overwrite):
+        return Path(path)
+
+
+@contextmanager
+def writing(volume: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Iterator[None]:
+    """Do as :func:`write` beside the block, where there are workers, else after it.
+
+    Only when both have ended well is anything at ``path``.
+    """
     path = Path(path)
     _spare_source(volume, path)
     if is_nifti_name(path):
-        return _write_nifti(volume, path, provenance, overwrite)
-    if volume.meta.get("format") == "dicom":
-        return write_series(volume, path, provenance=provenance, overwrite=overwrite)
-    raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
+        yield
+        _write_nifti(volume, path, provenance, overwrite)
+    elif volume.meta.get("format") == "dicom":
+        with writing_series(volume, path, provenance=provenance, overwrite=overwrite):
+            yield
+    else:
+        raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
 
 
 def write_sd_map(sd: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Path:

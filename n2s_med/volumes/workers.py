@@ -1,0 +1,166 @@
+"""Processes that read and write DICOM beside this one.
+
+pydicom is Python, of which a process runs one line at a time. So others parse, decode and encode while this one imports
+PyTorch, judges a result and draws its report. They are forked while this process is small and has no threads: the
+command line begins so (:func:`workers`). Where nobody did, or a system cannot, all of it is done here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from n2s_med.errors import N2SError
+from n2s_med.volumes.quiet import quiet
+
+MOST = 8
+"""Workers of one process at most: files come no faster from most disks."""
+AT_ONCE = 8
+"""Files that a worker is handed at once, at most."""
+
+_pool: ProcessPoolExecutor | None = None
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def workers(count: int | None = None) -> Iterator[None]:
+    """Have so many processes (by default one a core) read and write for this one while the block runs.
+
+    There are none where there is one core for all, or this process has threads already and cannot be forked.
+    """
+    global _pool
+    if count is None:
+        count = len(os.sched_getaffinity(0))
+    if count < 2 or threading.active_count() > 1 or "torch" in sys.modules or not hasattr(os, "memfd_create"):
+        yield
+        return
+    with ProcessPoolExecutor(min(count, MOST), get_context("fork"), _begin) as pool:
+        pool.submit(os.getpid)  # which forks them all
+        _pool = pool
+        try:
+            yield
+        finally:
+            _pool = None
+            pool.shutdown(cancel_futures=True)
+
+
+def at_work() -> bool:
+    """Whether this process has workers."""
+    return _pool is not None
+
+
+@contextmanager
+def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Iterable[Result]]:
+    """Begin ``function`` of each item, one of this package's, and yield the results in order, as they are waited for.
+
+    Errors are raised in their place. When the block ends, none of it runs any more. Without workers, or for a single
+    item, each is done here when its result is asked for.
+
+    Raises
+    ------
+    N2SError
+        A worker was killed.
+    """
+    pool = _pool
+    if pool is None or len(items) < 2:
+        with quiet():
+            yield map(function, items)
+        return
+    size = min(AT_ONCE, -(-len(items) // MOST))
+    futures = [pool.submit(_each, function, items[n : n + size]) for n in range(0, len(items), size)]
+    try:
+        yield chain.from_iterable(future.result() for future in futures)
+    except BrokenProcessPool as error:
+        raise N2SError(
+            "a process that reads and writes files was killed", remedy="give it more memory, or a single thread"
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    with quiet():
+        return [function(item) for item in items]
+
+
+def _begin() -> None:
+    """Leave interruptions to the parent, and end when it does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+class Room:
+    """A volume of zeros, each of its X-Y planes in one piece of memory.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the volume (C, X, Y, Z).
+    place
+        The file that is its memory; ``None`` takes memory of this process alone.
+
+    Attributes
+    ----------
+    array
+        The volume.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike, place: str | None = None) -> None:
+        self._made = shape, dtype, place
+        channels, *plane, planes = shape
+        if place is None:
+            flat: NDArray[Any] = np.zeros((channels, planes, *plane), dtype)
+        else:
+            with Path(place).open("r+b") as file:
+                flat = np.frombuffer(mmap.mmap(file.fileno(), 0), dtype).reshape(channels, planes, *plane)
+        self.array = flat.transpose(0, 2, 3, 1)
+
+    def __reduce__(self) -> tuple[type[Room], tuple[object, ...]]:
+        return Room, self._made
+
+
+@contextmanager
+def room(shape: Sequence[int], dtype: DTypeLike) -> Iterator[Room]:
+    """Yield room for a volume, that workers fill too; what is in it outlives the block.
+
+    Raises
+    ------
+    MemoryError
+        There is not so much.
+    """
+    alone = Room(shape, dtype)
+    if _pool is None:
+        yield alone
+        return
+    file = os.memfd_create("volume")
+    try:
+        os.truncate(file, alone.array.nbytes)
+        yield Room(shape, dtype, f"/proc/{os.getpid()}/fd/{file}")
+    finally:
+        os.close(file)
