@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,9 +15,22 @@ from n2s_med.bundle.export import FORMATS, example
 from n2s_med.compute import Compute
 from n2s_med.score import ScoreUNet
 
+WINDOW = 224
+"""Edge of the window whose layers OpenVINO keeps in about a GiB, as the streamed network is allowed for any volume."""
 
-def engines(ours: ScoreUNet, v: Tensor, compute: Compute) -> Iterator[tuple[str, Callable[[], object], bool]]:
-    """Name, one pass over the whole volume ``v`` of shape (X, Y, Z), and whether it is in bf16."""
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run the network: its name, one pass, the voxels that it answers, and whether it is in bf16."""
+
+    name: str
+    run: Callable[[], object]
+    voxels: int
+    bf16: bool
+
+
+def engines(ours: ScoreUNet, v: Tensor, compute: Compute) -> Iterator[Engine]:
+    """Passes over the whole volume ``v`` (X, Y, Z), and over one of the windows that a larger one would need."""
     layout = torch.channels_last_3d
     network, placed = ours.to(memory_format=layout), v[None, None].to(memory_format=layout)
 
@@ -24,16 +38,31 @@ def engines(ours: ScoreUNet, v: Tensor, compute: Compute) -> Iterator[tuple[str,
         with compute.autocast():
             return program(placed)
 
-    yield "ours, whole volume, channels-last", lambda: passed(network), compute.bf16
+    def whole(name: str, run: Callable[[], object], bf16: bool) -> Engine:
+        return Engine(f"ours, whole volume, {name}", run, v.numel(), bf16)
+
+    yield whole("channels-last", lambda: passed(network), compute.bf16)
     if shutil.which("g++"):  # that torch.compile writes for
         compiled = torch.compile(network)
-        yield "ours, whole volume, torch.compile", lambda: passed(compiled), compute.bf16
+        yield whole("torch.compile", lambda: passed(compiled), compute.bf16)
     suffix, save = FORMATS["onnx"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model.{suffix}"
         save(ours, example(3), file)
-        yield "ours, whole volume, onnxruntime", _onnxruntime(file, v), False
-        yield "ours, whole volume, OpenVINO", _openvino(file, v, compute), compute.bf16
+        yield whole("onnxruntime", _onnxruntime(file, v), False)
+        yield whole("OpenVINO", _openvino(file, v, compute), compute.bf16)
+        inner = WINDOW - 2 * _reach(ours)
+        name = f"ours, windows of {WINDOW}³ that answer {inner}³, OpenVINO"
+        yield Engine(name, _openvino(file, torch.randn((WINDOW,) * 3), compute), inner**3, compute.bf16)
+
+
+def _reach(network: ScoreUNet) -> int:
+    """How many voxels away an answer depends on the input."""
+    v = torch.randn(1, 1, 16, 16, 128, generator=torch.Generator().manual_seed(0))
+    other = v.clone()
+    other[..., 64] += 1
+    changed = (network(v) != network(other)).flatten(0, 3).any(dim=0).nonzero()
+    return int((changed - 64).abs().max())
 
 
 def _onnxruntime(file: Path, v: Tensor) -> Callable[[], object]:

@@ -51,11 +51,12 @@ WHITE = torch.zeros(6)
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a network over a volume: its work, how many passes that is, and the number type."""
+    """One way to run a network: its work, how many passes that is, the number type, and the voxels, if not all."""
 
     run: Callable[[], object]
     passes: int = 1
     bf16: bool = False
+    voxels: int | None = None
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def rates(sizes: Sizes, compute: Compute) -> Record:
 
     def row(name: str, way: Way, seconds: float) -> Record:
         work = way.passes * flop["ours" if name.startswith("ours") else "plain"]
-        return {"name": name, "voxels_per_s": voxels / seconds, "flop": work, "bf16": way.bf16}
+        return {"name": name, "voxels_per_s": (way.voxels or voxels) / seconds, "flop": work, "bf16": way.bf16}
 
     tuned = {name: (best_s(way.run, 1), way) for name, way in _tuned(sizes, compute, plain)}
     best = min(tuned, key=lambda name: tuned[name][0])
@@ -118,8 +119,8 @@ def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str
 def _elsewhere(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
     """Our network compiled, and on another runtime."""
     if sizes.engines and compute.device.type == "cpu":
-        for name, run, bf16 in engines(ours, noisy_waves(sizes.volume), compute):
-            yield name, Way(run, bf16=bf16)
+        for engine in engines(ours, noisy_waves(sizes.volume), compute):
+            yield engine.name, Way(engine.run, bf16=engine.bf16, voxels=engine.voxels)
 
 
 def _fast(compute: Compute, plain: nn.Module, v: Tensor, inferer: Callable[..., Tensor] | None = None) -> Tensor:
