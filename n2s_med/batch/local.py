@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 
 from n2s_med.batch.task import Begin, Outcome, Recipe, Task, work
+from n2s_med.volumes.workers import end_with_parent
 
 ATTEMPTS = 2
 """How often a scan is tried whose worker died or that failed unexpectedly."""
@@ -119,7 +119,7 @@ def _serve(tasks: Connection, recipe: Recipe) -> None:
     """Take scans and answer with their outcomes until the batch ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_the_batch, daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             tasks.send(work(tasks.recv(), recipe))
@@ -129,13 +129,6 @@ def _leave(*_: object) -> None:
     """Leave the scan; a second signal would interrupt the tidying up."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
-
-
-def _end_with_the_batch() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence

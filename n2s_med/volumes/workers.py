@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain
@@ -45,9 +45,12 @@ def workers(count: int | None = None) -> Iterator[None]:
     There are none where there is one core for all, or this process has threads already and cannot be forked.
     """
     global _pool
-    if count is None:
-        count = len(os.sched_getaffinity(0))
-    if count < 2 or threading.active_count() > 1 or "torch" in sys.modules or not hasattr(os, "memfd_create"):
+    one_thread = threading.active_count() == 1 and "torch" not in sys.modules
+    if sys.platform == "linux" and one_thread:
+        count = count or len(os.sched_getaffinity(0))
+    else:
+        count = 1
+    if count == 1:
         yield
         return
     with ProcessPoolExecutor(min(count, MOST), get_context("fork"), _begin) as pool:
@@ -77,16 +80,19 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
     N2SError
         A worker was killed.
     """
+    global _pool
     pool = _pool
     if pool is None or len(items) < 2:
         with quiet():
             yield map(function, items)
         return
     size = min(AT_ONCE, -(-len(items) // MOST))
-    futures = [pool.submit(_each, function, items[n : n + size]) for n in range(0, len(items), size)]
+    futures: list[Future[list[Result]]] = []
     try:
+        futures += [pool.submit(_each, function, items[n : n + size]) for n in range(0, len(items), size)]
         yield chain.from_iterable(future.result() for future in futures)
     except BrokenProcessPool as error:
+        _pool = None  # what comes next is done here
         raise N2SError(
             "a process that reads and writes files was killed", remedy="give it more memory, or a single thread"
         ) from error
@@ -102,17 +108,22 @@ def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Res
 
 
 def _begin() -> None:
-    """Leave interruptions to the parent, and end when it does, however it ends."""
+    """Leave interruptions to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process, which another one began, end at once when that does, however it ends."""
     parent = parent_process()
-    if parent is not None:
+    assert parent is not None
+
+    def wait_for_it() -> None:
         parent.join()
-    os._exit(1)
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
 
 
 class Room:

@@ -104,9 +104,13 @@ with workers(2):
             list(results)
     except N2SError as error:
         print(error)
+    with spread(abs, [-1, 2]) as results:
+        print(*results)
 """)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "was killed" in done.stdout
+    told, after = done.stdout.splitlines()
+    assert "was killed" in told
+    assert after == "1 2"
 
 
 ORPHANS = """
