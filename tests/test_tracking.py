@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from sqlalchemy.orm import Session
 from torch import nn
 
 from n2s_med.errors import InputError, N2SError, OutputError
@@ -91,6 +93,31 @@ def test_runs_end_in_the_state_they_ended_in(store, error, status):
     run = run_of(store, tracker)
     assert run.info.status == status
     assert run.info.end_time is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_is_being_written(store, monkeypatch, number):
+    commit, told = Session.commit, []
+
+    def interrupted(session):
+        if not told:
+            told.append(signal.raise_signal(number))
+        commit(session)
+
+    def track():
+        monkeypatch.setattr(Session, "commit", interrupted)
+        tracker.metrics({"loss": 0.5}, 1)
+        pytest.fail("the signal did not come back")
+
+    tracker = opened(store)
+    before = signal.signal(number, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit):
+            stop(tracker, None, track)
+    finally:
+        signal.signal(number, before)
+    run = run_of(store, tracker)
+    assert (run.data.metrics["loss"], run.info.status) == (0.5, "KILLED")
 
 
 def stop(tracker, error: BaseException | None, before=lambda: None) -> None:

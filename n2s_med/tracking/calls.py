@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +95,32 @@ def refusals(uri: str) -> Iterator[None]:
             remedy=f"free space, check permissions {SWITCH_OFF}",
             path=error.filename,
         ) from error
+
+
+@contextmanager
+def transaction(uri: str) -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block has ended, where it writes to a file.
+
+    One that comes in the middle of a transaction leaves the file locked as long as its exception lives, so that the
+    run could not even be ended.
+    """
+    ours = threading.current_thread() is threading.main_thread() and not is_server(uri)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is a server's, not a file."""
+    return uri.startswith(("http://", "https://", "databricks"))
 
 
 def _without_secrets(text: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from n2s_med.errors import InputError, N2SError, OutputError
 from n2s_med.tracking import environment
-from n2s_med.tracking.calls import SWITCH_OFF, mlflow, patience, refusals, store_of_models
+from n2s_med.tracking.calls import SWITCH_OFF, is_server, mlflow, patience, refusals, store_of_models, transaction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class MLflowTracker:
 
     def __enter__(self) -> Self:
         self._uri = self._uri or _default_store(self._directory)
-        with refusals(self._uri), patience(retries=0, timeout_s=10):
+        with transaction(self._uri), refusals(self._uri), patience(retries=0, timeout_s=10):
             self._client = mlflow().MlflowClient(tracking_uri=self._uri)
             self._reopen() if self._continued else self._create()
         try:
@@ -60,7 +60,7 @@ class MLflowTracker:
         found = self._client.get_experiment_by_name(self._experiment)
         if found is not None:
             return str(found.experiment_id)
-        artifacts = None if _is_server(self._uri) else (self._directory / "mlartifacts").resolve().as_uri()
+        artifacts = None if is_server(self._uri) else (self._directory / "mlartifacts").resolve().as_uri()
         return str(self._client.create_experiment(self._experiment, artifact_location=artifacts))
 
     def _reopen(self) -> None:
@@ -106,7 +106,7 @@ class MLflowTracker:
 
     @contextmanager
     def _call(self) -> Iterator[None]:
-        with refusals(self._uri), patience(retries=2, timeout_s=60):
+        with transaction(self._uri), refusals(self._uri), patience(retries=2, timeout_s=60):
             yield
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -188,10 +188,6 @@ def _default_store(directory: Path) -> str:
 
     # URL escapes what a path may hold and an address may not: "%", "?", "#".
     return str(URL.create("sqlite", database=str(directory.resolve() / "mlflow.db")))
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://", "databricks"))
 
 
 def _end_status(error: BaseException | None) -> str:
