@@ -33,8 +33,8 @@ class Best:
         Checks without improvement after which training stops.
     given
         File of the weights that training starts from, if it does. An error cannot be below zero: where its estimate
-        is, for these or by more than chance for later ones, it can judge nothing, and they are kept. (By count
-        splitting it may be, by chance, and judges.)
+        is, by more than chance, for these or for later ones, it can judge nothing, and they are kept. (By count
+        splitting it may be, and judges.)
     """
 
     def __init__(self, network: nn.Module, file: str, patience: int, given: str | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from n2s_med.volumes.contents import Contents, Refusal, Source, Survey, Volume, 
 from n2s_med.volumes.dicom_files import is_dicom
 from n2s_med.volumes.dicom_reader import survey_dicom
 from n2s_med.volumes.dicom_writer import writing_series
-from n2s_med.volumes.nifti import is_nifti_name, read_nifti, write_nifti
+from n2s_med.volumes.nifti import is_nifti_name, read_nifti, writing_nifti
 from n2s_med.volumes.provenance import Provenance
-from n2s_med.volumes.workers import at_work
+from n2s_med.volumes.workers import hands
 
 _FORMATS = "give a NIfTI image (.nii, .nii.gz) or a CT, MR, PET or NM series in DICOM"
 _TOLD_REASONS = 3
@@ -87,7 +87,7 @@ def survey_ahead(path: Path) -> Callable[[], Survey]:
 
     The scan is waited for when its source is read.
     """
-    if not at_work():
+    if hands() == 1:
         return partial(survey, path)
     thread = ThreadPoolExecutor(1, "reading")
     surveyed = thread.submit(survey, path)
@@ -127,15 +127,15 @@ def write(volume: Volume, path: Path, *, provenance: Provenance, overwrite: bool
 
 @contextmanager
 def writing(volume: Volume, path: Path, *, provenance: Provenance, overwrite: bool = False) -> Iterator[None]:
-    """Do as :func:`write` beside the block, where there are workers, else after it.
+    """Do as :func:`write` beside the block; of DICOM after it, where there are no workers.
 
     Only when both have ended well is anything at ``path``.
     """
     path = Path(path)
     _spare_source(volume, path)
     if is_nifti_name(path):
-        yield
-        _write_nifti(volume, path, provenance, overwrite)
+        with _writing_nifti(volume, path, provenance, overwrite):
+            yield
     elif volume.meta.get("format") == "dicom":
         with writing_series(volume, path, provenance=provenance, overwrite=overwrite):
             yield
@@ -151,7 +151,8 @@ def write_sd_map(sd: Volume, path: Path, *, provenance: Provenance, overwrite: b
     path = Path(path)
     _spare_source(sd, path)
     if is_nifti_name(path):
-        return _write_nifti(sd, path, provenance, overwrite)
+        with _writing_nifti(sd, path, provenance, overwrite):
+            return path
     if sd.meta.get("format") == "dicom":
         from n2s_med.volumes.parametric_map import write_parametric_map  # highdicom is slow to import
 
@@ -168,11 +169,10 @@ def _existing(volume: Volume) -> Iterator[Path]:
     return (Path(name) for name in volume.meta.get("source", ()) if Path(name).exists())
 
 
-def _write_nifti(volume: Volume, path: Path, provenance: Provenance, overwrite: bool) -> Path:
-    meta = {**volume.meta, "affine": volume.affine}
-    return write_nifti(
+def _writing_nifti(volume: Volume, path: Path, provenance: Provenance, overwrite: bool) -> AbstractContextManager[None]:
+    return writing_nifti(
         array_of(volume),
-        meta,
+        {**volume.meta, "affine": volume.affine},
         path,
         version=provenance.version,
         overwrite=overwrite,

@@ -17,7 +17,7 @@ from n2s_med.volumes.dicom_files import is_dicom
 from n2s_med.volumes.dicom_reader import find_series, load_series
 from n2s_med.volumes.dicom_series import Series
 from n2s_med.volumes.dicom_writer import write_series
-from n2s_med.volumes.nifti import arrays_of, is_nifti_name, open_nifti, write_nifti
+from n2s_med.volumes.nifti import arrays_of, is_nifti_name, open_nifti, writing_nifti
 
 
 class DicomSeriesReader(ImageReader):  # type: ignore[misc]
@@ -128,7 +128,8 @@ class NiftiWriter(ImageWriter):  # type: ignore[misc]
         if not is_nifti_name(path):
             raise OutputError("its name is not a NIfTI image's", remedy="end it in .nii.gz", path=path)
         version, overwrite = str(options.get("version", "")), bool(options.get("overwrite"))
-        write_nifti(self._data, self._meta, path, version=version, overwrite=overwrite)
+        with writing_nifti(self._data, self._meta, path, version=version, overwrite=overwrite):
+            pass
 
 
 def _for_monai(arrays: Arrays) -> tuple[NDArray[Any], dict[str, Any]]:

@@ -7,15 +7,18 @@ themselves (type, scaling, intent, description) is written anew.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip_threaded
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -28,6 +31,7 @@ from n2s_med.volumes.limits import DEFLATE_RATIO, LARGEST_MM, SMALLEST_MM
 from n2s_med.volumes.provenance import one_line
 from n2s_med.volumes.quiet import quiet
 from n2s_med.volumes.sidecar import read_json, sidecar_of, stated
+from n2s_med.volumes.workers import hands
 
 _TEXTS = ("db_name", "aux_file")
 """Text of a header that stays where the description is replaced."""
@@ -92,7 +96,8 @@ def arrays_of(image: Any) -> Arrays:
     return Arrays(values, affine, meta)
 
 
-def write_nifti(
+@contextmanager
+def writing_nifti(
     values: NDArray[np.float32],
     meta: dict[str, Any],
     path: Path,
@@ -100,8 +105,10 @@ def write_nifti(
     version: str,
     overwrite: bool,
     deidentify: bool = False,
-) -> Path:
-    """Write ``values`` (C, X, Y, Z) to ``path`` (``.nii`` or ``.nii.gz``), whole or not at all, and return it.
+) -> Iterator[None]:
+    """Write ``values`` (C, X, Y, Z) beside the block to ``path`` (``.nii`` or ``.nii.gz``), whole or not at all.
+
+    It is put in its place when both have ended well.
 
     Parameters
     ----------
@@ -123,9 +130,10 @@ def write_nifti(
             image.header[name] = b""
     compressed = path.name.lower().endswith(".gz")
     needed = values.nbytes // (4 if compressed else 1)
-    with whole(path, overwrite=overwrite, needed_bytes=needed) as partial:
-        _save(image, partial, compressed=compressed)
-    return path
+    with whole(path, overwrite=overwrite, needed_bytes=needed) as partial, ThreadPoolExecutor(1, "writing") as thread:
+        saved = thread.submit(_save, image, partial, compressed=compressed)
+        yield
+        saved.result()
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:
@@ -250,13 +258,37 @@ def _fewest_axes(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _save(image: Any, path: Path, *, compressed: bool) -> None:
-    """Write ``image`` to ``path``; the same image gives the same bytes."""
+    """Write ``image`` to ``path``; the same image gives the same bytes, however many threads compress them."""
     holders = image.make_file_map()
-    with path.open("wb") as file:
-        if not compressed:
-            holders["image"].fileobj = file
-            image.to_file_map(holders)
-            return
-        with igzip.IGzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:  # zlib takes 25 times as long
-            holders["image"].fileobj = packed
-            image.to_file_map(holders)
+    with ExitStack() as opened:
+        file: Any = opened.enter_context(path.open("wb"))
+        if compressed:  # zlib takes 25 times as long
+            packed = opened.enter_context(igzip_threaded.open(file, "wb", threads=hands()))
+            file = opened.enter_context(_Onward(packed))
+        holders["image"].fileobj = file
+        image.to_file_map(holders)
+
+
+class _Onward(io.RawIOBase):
+    """A stream that is written from its beginning to its end, and tells nibabel where it is."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._place = stream, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place that lies ahead, if not here; what is passed over is zeros."""
+        if whence != io.SEEK_SET or place < self._place:
+            raise io.UnsupportedOperation("it is written onward only")
+        self.write(bytes(place - self._place))
+        return self._place
+
+    def write(self, data: Any) -> int:
+        written: int = self._stream.write(data)
+        self._place += written
+        return written

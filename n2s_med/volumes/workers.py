@@ -33,6 +33,7 @@ AT_ONCE = 8
 """Files that a worker is handed at once, at most."""
 
 _pool: ProcessPoolExecutor | None = None
+_hands = 1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,16 +45,13 @@ def workers(count: int | None = None) -> Iterator[None]:
 
     There are none where there is one core for all, or this process has threads already and cannot be forked.
     """
-    global _pool
+    global _pool, _hands
     one_thread = threading.active_count() == 1 and "torch" not in sys.modules
-    if sys.platform == "linux" and one_thread:
-        count = count or len(os.sched_getaffinity(0))
-    else:
-        count = 1
-    if count == 1:
+    _hands = min(count or len(os.sched_getaffinity(0)), MOST) if sys.platform == "linux" and one_thread else 1
+    if _hands == 1:
         yield
         return
-    with ProcessPoolExecutor(min(count, MOST), get_context("fork"), _begin) as pool:
+    with ProcessPoolExecutor(_hands, get_context("fork"), _begin) as pool:
         pool.submit(os.getpid)  # which forks them all
         _pool = pool
         try:
@@ -63,9 +61,9 @@ def workers(count: int | None = None) -> Iterator[None]:
             pool.shutdown(cancel_futures=True)
 
 
-def at_work() -> bool:
-    """Whether this process has workers."""
-    return _pool is not None
+def hands() -> int:
+    """How many processes read and write: the workers, or this one alone."""
+    return _hands if _pool else 1
 
 
 @contextmanager

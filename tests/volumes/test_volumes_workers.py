@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from made_scans import CT, PT, make_series, pixels
@@ -34,10 +35,10 @@ READ_AND_WRITE = """
 import sys
 from pathlib import Path
 from n2s_med.volumes import Provenance, survey_ahead, workers, write
-from n2s_med.volumes.workers import at_work
+from n2s_med.volumes.workers import hands
 count, folder, out = int(sys.argv[1]), *map(Path, sys.argv[2:])
 with workers(count):
-    assert at_work() == (count > 1)
+    assert hands() == count
     (source,) = survey_ahead(folder)().sources
     volume, again = source.arrays(), source.arrays()
     assert (volume.values == again.values).all()
@@ -45,7 +46,7 @@ with workers(count):
     values = volume.values
     values *= 0.5
     write(volume, out, provenance=Provenance("m", "h", "l", {}, "0"))
-assert not at_work()
+assert hands() == 1
 """
 
 
@@ -69,6 +70,19 @@ def test_many_hands_do_what_one_does(
     assert [file.name for file in files] == sorted(file.name for file in (tmp_path / "out3").iterdir())
     for file in files:
         assert file.read_bytes() == (tmp_path / "out3" / file.name).read_bytes()
+
+
+def test_compressed_bytes_do_not_depend_on_the_hands(tmp_path: Path) -> None:
+    """Of several megabytes, which are compressed in pieces of one."""
+    values = np.random.default_rng(0).normal(size=(128, 128, 40)).astype(np.float32).round(2)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    written = []
+    for count in (1, 3):
+        done = run(READ_AND_WRITE, count, tmp_path / "scan.nii.gz", tmp_path / f"out{count}.nii.gz")
+        assert (done.returncode, done.stderr) == (0, "")
+        written.append((tmp_path / f"out{count}.nii.gz").read_bytes())
+    assert written[0] == written[1]
+    np.testing.assert_array_equal(nib.load(tmp_path / "out1.nii.gz").get_fdata(dtype=np.float32), values / 2)
 
 
 def test_an_error_comes_back_as_it_is(tmp_path: Path) -> None:
@@ -153,14 +167,14 @@ def _lives(pid: int) -> bool:
 def test_a_process_with_threads_is_not_forked() -> None:
     done = run(
         "import threading\n"
-        "from n2s_med.volumes.workers import at_work, workers\n"
+        "from n2s_med.volumes.workers import hands, workers\n"
         "held = threading.Event()\n"
         "threading.Thread(target=held.wait).start()\n"
         "with workers(2):\n"
-        "    print(at_work())\n"
+        "    print(hands())\n"
         "held.set()\n"
     )
-    assert (done.returncode, done.stdout) == (0, "False\n")
+    assert (done.returncode, done.stdout) == (0, "1\n")
 
 
 def test_interrupted_command(tmp_path: Path) -> None:
