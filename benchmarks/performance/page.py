@@ -83,8 +83,8 @@ def job(record: Record) -> str:
     return "\n\n".join(
         [
             "`n2s-med denoise --adapt 0` of a series, from the start of the process to its end, share of the time; the"
-            " network's stage is what it takes for the volume, with two orientations. The long series is the short one"
-            " there and back again.",
+            " network's stage is what it takes for the volume, with two orientations. What other processes do beside a"
+            " stage counts where it is waited for. The long series is the short one there and back again.",
             grid(head, rows),
             "Start-up of the command, the shortest of several; `inspect` reads a series of 32 slices.",
             grid(["", "wall time, s", "CPU time over that of `python -c pass`"], starts),
