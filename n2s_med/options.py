@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from n2s_med.errors import ConfigurationError
+from n2s_med.interrupts import held_back
 
 if TYPE_CHECKING:
     from n2s_med.compute import Compute
@@ -30,16 +31,17 @@ LEVELS = ("sigma", "gain", "k", "power", "dispersion")
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import PyTorch and what needs it without looking for garbage among what is imported, then or later.
+    """Import PyTorch and what needs it, whole, without looking for garbage among what is imported, then or later.
 
-    There is none, and looking takes a quarter of the time.
+    There is none, and looking takes a quarter of the time. An interruption would come out of PyTorch as another error.
     """
     if "torch" in sys.modules:
         yield
         return
     gc.disable()
     try:
-        yield
+        with held_back():
+            yield
     finally:
         gc.freeze()
         gc.enable()

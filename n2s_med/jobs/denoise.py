@@ -172,7 +172,7 @@ class DenoiseJob:
             except N2SError as error:
                 if not several:
                     raise
-                say(f"error: {error}")
+                say(f"error: {error.at(source.path)}")
                 failed += 1
             else:
                 yield result

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from n2s_med.errors import N2SError, OutputError
+from n2s_med.interrupts import held_back
 
 SWITCH_OFF = "or switch tracking off"
 """The remedy that always helps."""
@@ -97,25 +96,13 @@ def refusals(uri: str) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def transaction(uri: str) -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended, where it writes to a file.
+def transaction(uri: str) -> AbstractContextManager[None]:
+    """Hold a Ctrl-C or SIGTERM back until the block has ended, where it writes to a file.
 
     One that comes in the middle of a transaction leaves the file locked as long as its exception lives, so that the
     run could not even be ended.
     """
-    ours = threading.current_thread() is threading.main_thread() and not is_server(uri)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if ours else {}
-    came: list[int] = []
-    for number in handlers:
-        signal.signal(number, lambda which, _: came.append(which))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+    return nullcontext() if is_server(uri) else held_back()
 
 
 def is_server(uri: str) -> bool:

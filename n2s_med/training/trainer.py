@@ -39,7 +39,7 @@ CHANCE = 0.05
 or adapting takes it there, the noise is not what it is taken for, and weights are learned that keep part of it as
 structure."""
 
-CHECKPOINT = 2
+CHECKPOINT = 3
 """Number of the checkpoint's form."""
 
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]

@@ -95,16 +95,16 @@ def read_frames(path: Path) -> FileFrames:
 def frames_of(paths: Iterable[Path]) -> list[FileFrames]:
     """Return what :func:`read_frames` does, of each of ``paths``; those not seen before by workers, if there are."""
     keys = [_key(path) for path in paths]
-    unseen = list(dict.fromkeys(key for key in keys if key not in _SEEN))
+    seen = {key: _SEEN.get(key) for key in keys}  # which another thread may clear
+    unseen = [key for key, frames in seen.items() if frames is None]
     with spread(_read_frames, [path for path, *_ in unseen]) as read:
         found = dict(zip(unseen, read, strict=True))
-    told = [found.get(key) or _SEEN[key] for key in keys]
     for key, frames in found.items():
         if len(frames.frames) == 1:
             if len(_SEEN) == _MOST_SEEN:
                 _SEEN.clear()
             _SEEN[key] = frames
-    return told
+    return [seen[key] or found[key] for key in keys]
 
 
 def _key(path: Path) -> tuple[Path, int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from n2s_med.errors import InputError
+from n2s_med.errors import InputError, N2SError
 from n2s_med.modalities import modality_named
 from n2s_med.volumes.contents import Arrays, Refusal, Source, Survey, everywhere, spacing_of
 from n2s_med.volumes.dicom_files import read_whole
@@ -99,6 +99,10 @@ def load_series(series: Series) -> Arrays:
         raise InputError(
             f"{series.label} do not fit in memory", remedy="use a larger machine", path=series.place
         ) from error
+    except InputError:
+        raise
+    except N2SError as error:  # a worker was killed: the next series is read here
+        raise InputError(error.cause, remedy=error.remedy, path=series.place) from error
     valid = ~padding.array if any(file.padded for file in found) else everywhere()
     if not valid.any():
         raise InputError("every pixel is padding", remedy="give a scan with data", path=series.place)

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +260,15 @@ def _fewest_axes(voxels: NDArray[np.float32]) -> NDArray[np.float32]:
 def _save(image: Any, path: Path, *, compressed: bool) -> None:
     """Write ``image`` to ``path``; the same image gives the same bytes, however many threads compress them."""
     holders = image.make_file_map()
-    with ExitStack() as opened:
-        file: Any = opened.enter_context(path.open("wb"))
-        if compressed:  # zlib takes 25 times as long
-            packed = opened.enter_context(igzip_threaded.open(file, "wb", threads=hands()))
-            file = opened.enter_context(_Onward(packed))
-        holders["image"].fileobj = file
-        image.to_file_map(holders)
+    with path.open("wb") as file:
+        if not compressed:
+            holders["image"].fileobj = file
+            image.to_file_map(holders)
+            return
+        # zlib takes 25 times as long
+        with igzip_threaded.open(file, "wb", threads=hands()) as packed, _Onward(packed) as onward:
+            holders["image"].fileobj = onward
+            image.to_file_map(holders)
 
 
 class _Onward(io.RawIOBase):

@@ -32,6 +32,7 @@ MOST = 8
 AT_ONCE = 8
 """Files that a worker is handed at once, at most."""
 
+_ENDING = signal.SIGINT, signal.SIGTERM
 _pool: ProcessPoolExecutor | None = None
 _hands = 1
 
@@ -46,19 +47,23 @@ def workers(count: int | None = None) -> Iterator[None]:
     There are none where there is one core for all, or this process has threads already and cannot be forked.
     """
     global _pool, _hands
-    one_thread = threading.active_count() == 1 and "torch" not in sys.modules
-    _hands = min(count or len(os.sched_getaffinity(0)), MOST) if sys.platform == "linux" and one_thread else 1
-    if _hands == 1:
+    forkable = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+    count = min(count or len(os.sched_getaffinity(0)), MOST) if forkable else 1
+    if count == 1:
         yield
         return
-    with ProcessPoolExecutor(_hands, get_context("fork"), _begin) as pool:
-        pool.submit(os.getpid)  # which forks them all
-        _pool = pool
+    with ProcessPoolExecutor(count, get_context("fork"), _begin) as pool:
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # half forked, it could not be ended
+        try:
+            pool.submit(os.getpid)  # which forks them all
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        _pool, _hands = pool, count
         try:
             yield
         finally:
-            _pool = None
             pool.shutdown(cancel_futures=True)
+            _pool = None
 
 
 def hands() -> int:
@@ -79,25 +84,35 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
         A worker was killed.
     """
     global _pool
-    pool = _pool
-    if pool is None or len(items) < 2:
-        with quiet():
-            yield map(function, items)
-        return
-    size = min(AT_ONCE, -(-len(items) // MOST))
     futures: list[Future[list[Result]]] = []
     try:
-        futures += [pool.submit(_each, function, items[n : n + size]) for n in range(0, len(items), size)]
-        yield chain.from_iterable(future.result() for future in futures)
+        if _handed_out(function, items, futures):
+            yield chain.from_iterable(future.result() for future in futures)
+        else:
+            with quiet():
+                yield map(function, items)
     except BrokenProcessPool as error:
         _pool = None  # what comes next is done here
         raise N2SError(
             "a process that reads and writes files was killed", remedy="give it more memory, or a single thread"
         ) from error
     finally:
-        for future in futures:
-            future.cancel()
-        wait(futures)
+        wait([future for future in futures if not future.cancel()])
+
+
+def _handed_out(function: Callable[[Item], Result], items: Sequence[Item], futures: list[Future[list[Result]]]) -> bool:
+    """Begin ``function`` of several items by the workers, and say whether there are any."""
+    global _pool
+    if _pool is None or len(items) < 2:
+        return False
+    size = min(AT_ONCE, -(-len(items) // MOST))
+    try:
+        for n in range(0, len(items), size):
+            futures.append(_pool.submit(_each, function, items[n : n + size]))
+    except BrokenProcessPool:  # one was killed since they last had work
+        _pool = None
+        return False
+    return True
 
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -106,9 +121,10 @@ def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Res
 
 
 def _begin() -> None:
-    """Leave interruptions to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leave the interruptions of the parent's group to the parent."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     end_with_parent()
 
 
@@ -151,6 +167,7 @@ class Room:
         self.array = flat.transpose(0, 2, 3, 1)
 
     def __reduce__(self) -> tuple[type[Room], tuple[object, ...]]:
+        assert self._made[2] is not None, "a worker would have zeros of its own"
         return Room, self._made
 
 
@@ -169,7 +186,11 @@ def room(shape: Sequence[int], dtype: DTypeLike) -> Iterator[Room]:
         return
     file = os.memfd_create("volume")
     try:
-        os.truncate(file, alone.array.nbytes)
-        yield Room(shape, dtype, f"/proc/{os.getpid()}/fd/{file}")
+        try:
+            os.truncate(file, alone.array.nbytes)
+            shared = Room(shape, dtype, f"/proc/{os.getpid()}/fd/{file}")
+        except OSError as error:
+            raise MemoryError from error
+        yield shared
     finally:
         os.close(file)

@@ -127,6 +127,36 @@ with workers(2):
     assert after == "1 2"
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_worker_that_was_killed_while_it_waited_is_not_missed(which: int) -> None:
+    done = run(f"""
+import os, signal, time
+from pathlib import Path
+from n2s_med.volumes.workers import hands, spread, workers
+with workers(2):
+    with spread(abs, range(40)) as results:
+        list(results)
+    children = Path(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read_text().split()
+    os.kill(int(children[{which}]), signal.SIGKILL)
+    time.sleep(0.5)
+    for _ in range(2):
+        with spread(abs, [-1, 2]) as results:
+            print(*results, hands())
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1 2 1\n" * 2
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(64, 64, 40)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    limit = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+    done = run(limit + READ_AND_WRITE, 1, tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz")
+    assert "out.nii.gz: the system cannot write it (File too large)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
 ORPHANS = """
 import os, time
 from n2s_med.volumes.workers import spread, workers
@@ -177,14 +207,19 @@ def test_a_process_with_threads_is_not_forked() -> None:
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
-def test_interrupted_command(tmp_path: Path) -> None:
-    """Ctrl-C goes to the workers too, which leave it to the command."""
-    folder = make_series(tmp_path / "scan", stored=pixels((200, 64, 64)))
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_command(tmp_path: Path, number: signal.Signals, code: int, delay_s: float) -> None:
+    """While it reads and imports."""
+    folder = make_series(tmp_path / "scan", stored=pixels((400, 64, 64)))
     command = [sys.executable, "-m", "n2s_med", "denoise", str(folder), str(tmp_path / "out"), "--threads", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         _wait(lambda: len(_children(process.pid)) == 2)
-        os.killpg(process.pid, signal.SIGINT)
+        children = _children(process.pid)
+        time.sleep(delay_s)
+        os.killpg(process.pid, number)
         _, err = process.communicate(timeout=60)
-    assert err == "interrupted: nothing half-written is left\n"
-    assert process.returncode == 130
+    assert err == ("interrupted: nothing half-written is left\n" if number == signal.SIGINT else "")
+    assert process.returncode == code
     assert [path.name for path in tmp_path.iterdir()] == ["scan"]
+    _wait(lambda: not any(map(_lives, children)))
