@@ -201,7 +201,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The jobs that would have run."""
     seen: list[Any] = []
 
-    def note(self: Any, _: object) -> Any:
+    def note(self: Any, *_: object) -> Any:
         seen.append(self)
         raise InputError("not run")
 

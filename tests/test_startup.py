@@ -33,7 +33,7 @@ LIGHT = {"numpy", "nibabel", "isal", "pydicom", "pylibjpeg", "libjpeg", "openjpe
 """What ``inspect`` may import of the declared dependencies: pydicom looks for its decoders and has tqdm, nibabel looks
 for the mere package scipy."""
 
-BELOW_INSPECT = {"atomic", "cli", "errors", "jobs", "jobs.inspect", "modalities", "options", "volumes"}
+BELOW_INSPECT = {"atomic", "cli", "errors", "interrupts", "jobs", "jobs.inspect", "modalities", "options", "volumes"}
 
 
 def imported(*arguments: object) -> set[str]:
@@ -59,7 +59,7 @@ def own(modules: set[str]) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["denoise", "--help"], ["--version"]], ids=" ".join)
 def test_help_imports_the_command_line_alone(arguments: list[str]) -> None:
     modules = imported(*arguments)
-    assert own(modules) == {"cli", "errors", "options"}
+    assert own(modules) == {"cli", "errors", "interrupts", "options"}
     assert declared(modules) == set()
 
 
