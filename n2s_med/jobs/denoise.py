@@ -27,7 +27,7 @@ from n2s_med.errors import (
     PartialError,
 )
 from n2s_med.jobs.fit import fit
-from n2s_med.jobs.noise import AUTO, NoiseRequest
+from n2s_med.jobs.noise import AUTO, NoiseChoice, NoiseRequest
 from n2s_med.jobs.outcome import Outcome
 from n2s_med.jobs.places import names_of, sd_map_of, sd_maps, stem_of
 from n2s_med.jobs.scans import Say, Scan, place_of, scans_of
@@ -256,6 +256,8 @@ class DenoiseJob:
                 law=scans[0].choice.noise.law.name,
                 spatial_dims=scans[0].spatial_dims,
             )
+        if start is not None and self.config is not None and not scans[0].choice.level_told:
+            return _as_it_is(start.centred(scans[0].centre), scans[0].choice)
         if self.config is not None:
             return fit(
                 scans, self.config, self.compute, modality=modality, tracker=tracker, start=start, quiet=self.quiet
@@ -328,17 +330,16 @@ class DenoiseJob:
     def _passes(self) -> int:
         return self.options.passes(trained=self.config is not None)
 
-    @property
-    def _model_name(self) -> str:
+    def _model_name(self, model: ScoreModel) -> str:
         if self.from_scratch:
             return "trained on this scan"
         start = self.model.name if self.model else "base weights"
-        return start if self.config is None else f"{start}, adapted to this scan"
+        return f"{start}, adapted to this scan" if self.config is not None and model.card.get("best_step") else start
 
     def _provenance(self, outcome: Outcome) -> Provenance:
         noise = outcome.scans[0].choice.noise
         return Provenance(
-            model=self._model_name,
+            model=self._model_name(outcome.model),
             model_hash=outcome.model.hash,
             law=noise.law.name,
             parameters={
@@ -351,6 +352,11 @@ class DenoiseJob:
             version=n2s_med.__version__,
             deidentifier=self.deidentifier,
         )
+
+
+def _as_it_is(model: ScoreModel, choice: NoiseChoice) -> ScoreModel:
+    """A model that could not be adapted, as the level is not told, with a card that says so."""
+    return replace(model, card={**model.card, "steps_done": 0, "best_step": 0, "level_told": choice.level_interval})
 
 
 def _like(volume: Volume, parts: Sequence[Tensor]) -> Arrays:

@@ -27,6 +27,11 @@ from n2s_med.report import JSONValue
 
 AUTO = "auto"
 
+CHOOSING_LEVEL = 0.75
+"""Share of the level found that it may be at least, and over which at most, for weights to be adapted. Stein's estimate
+compares two by what they take off and by what they keep, the latter weighted by the noise: at a level further off it
+prefers weights that keep noise as structure, or take structure for noise, by more than adapting gains."""
+
 RICIAN_BELOW = 3.0
 """MR magnitude below this many noise SDs is biased upwards by its Rician law."""
 
@@ -96,6 +101,12 @@ class NoiseChoice:
     warnings: tuple[str, ...] = ()
     rician: bool = False
     level_interval: tuple[float, float] | None = None
+
+    @property
+    def level_told(self) -> bool:
+        """Whether the level is told closely enough to choose weights by."""
+        low, high = self.level_interval or (1.0, 1.0)
+        return low >= CHOOSING_LEVEL and high <= 1 / CHOOSING_LEVEL
 
     def corrected(self, x_hat: Tensor, valid: Tensor) -> Tensor:
         """The denoised volume, its Rician bias taken off where it has one (X, Y, Z), units of the scan."""

@@ -100,6 +100,12 @@ class Outcome:
 
 def _unadapted(model: ScoreModel) -> list[str]:
     """Say so where the model could not be adapted."""
+    if interval := model.card.get("level_told"):
+        low, high = interval
+        return [
+            f"The noise level is told within {low:.2f} to {high:.2f} of what was found only: too little to choose"
+            " weights by, so the model was not adapted."
+        ]
     error = model.card.get("unfit_sure")
     if error is None:
         return []

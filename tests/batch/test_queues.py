@@ -45,7 +45,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def described(path: Path, **changes: object) -> str:
     """A file of the jobs of a queue on this machine."""
-    options = {"interface": "lo", "scheduler_options": {"dashboard_address": None}, "local_directory": str(path.parent)}
+    options = {"interface": "lo", "scheduler_options": {"dashboard_address": ":0"}, "local_directory": str(path.parent)}
     content = {"system": "slurm", "jobs": 1, "cores": 1, "memory": "4GB", "options": options} | changes
     path.write_text(yaml.safe_dump(content))
     return str(path)

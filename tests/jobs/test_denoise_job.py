@@ -105,11 +105,23 @@ def test_base_weights_are_the_default(run: Run, scan: Path, tmp_path: Path) -> N
 
 def test_a_model_of_another_objective_is_not_adapted(run: Run, scan: Path, tmp_path: Path) -> None:
     assert train(run, tmp_path / "model", scan, options=["--no-track"]).code == 0
-    options = (*FAST, "--modality", "ct", "--steps", 2, "--model", tmp_path / "model")
+    options = (*FAST, "--noise", "gaussian", "--sigma", 0.5, "--steps", 2, "--model", tmp_path / "model")
     done = run("denoise", scan, tmp_path / "out.nii.gz", *options)
     assert done.code == 1
     assert "Adapt them with objective total-unit-noise" in done.err
     assert not (tmp_path / "out.nii.gz").exists()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_weights_are_adapted_where_the_level_is_told(
+    run: Run, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    monkeypatch.setattr("n2s_med.jobs.noise.NoiseChoice.level_told", told)
+    done = run("denoise", scan, tmp_path / "out.nii.gz", *FAST, "--modality", "ct", "--steps", 2)
+    assert done.code == 0
+    assert ("weights by, so the model was not adapted" in done.err) != told
+    card = json.loads((tmp_path / "out.report.json").read_text())["figures"]["model"]
+    assert card["training_steps"] == (2 if told else 0)
 
 
 def test_a_trained_model_is_used(run: Run, scan: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from n2s_med.jobs.scans import scans_of
 from n2s_med.modalities import modality_named
 from n2s_med.noise import Gamma, Gaussian, NoiseModel, Poisson
 from n2s_med.noise.correlation import Correlation
+from n2s_med.noise.scan import ScanNoise
 
 SHAPE = (48, 48, 48)
 
@@ -236,3 +237,12 @@ def test_real_parts_are_not_rician(component: str, rician: bool) -> None:
     (auto,) = scans_of(volume(y, component=component), modality_named("mr"), NoiseRequest())
     for told in (found, auto):
         assert any("Rician" in warning for warning in told.choice.warnings) == rician
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [(None, True), ((0.9, 1.2), True), ((0.7, 1.2), False), ((0.9, 1.4), False)],
+)
+def test_a_level_that_weights_may_be_chosen_by(interval: tuple[float, float] | None, told: bool) -> None:
+    noise = ScanNoise(Gaussian(1.0), Correlation.white(3))
+    assert NoiseChoice(noise, None, "", level_interval=interval).level_told == told
