@@ -74,8 +74,9 @@ def writing_series(volume: Volume, folder: Path, *, provenance: Provenance, over
 def source_frames(volume: Volume) -> list[Frame]:
     """Return the source frames of ``volume``, in its order; it must still be on their grid."""
     names = volume.meta.get("source", ())
-    paths = list(map(Path, dict.fromkeys(names)))
-    found = {str(path): _by_index(path, read.frames) for path, read in zip(paths, frames_of(paths), strict=True)}
+    files = {name: Path(name) for name in names}
+    read = zip(files.items(), frames_of(files.values()), strict=True)
+    found = {name: _by_index(path, frames.frames) for (name, path), frames in read}
     try:
         frames = [found[n][i] for n, i in zip(names, volume.meta.get("source_frames", ()), strict=True)]
     except LookupError as error:
