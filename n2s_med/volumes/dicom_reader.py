@@ -62,12 +62,15 @@ class _Rooms:
     values: Room
     padding: Room
 
-    def put(self, c: int, z: int, values: NDArray[np.float32], padding: BoolArray) -> None:
+    def put(self, c: int, z: int, values: NDArray[np.float32], padding: BoolArray) -> bool:
+        """Fill a slice, and say whether any of it is padding."""
         plane = self.values.array[c, :, :, z]
         for rows in range(0, len(values), ROWS):
             plane[:, rows : rows + ROWS] = values[rows : rows + ROWS].T
-        if padding.any():  # what is not written to takes no memory
+        padded = bool(padding.any())
+        if padded:  # what is not written to takes no memory
             self.padding.array[c, :, :, z] = padding.T
+        return padded
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,7 @@ def _load_file(rooms: _Rooms, file: tuple[Path, Sequence[Place]]) -> _Found:
     frames = stored_frames(ds, path, [frame.index for _, _, frame in places])
     padded = False
     for (c, z, frame), stored in zip(places, frames, strict=True):
-        padding = storage.is_padding(stored)
-        rooms.put(c, z, real_values(stored, frame.rescale, path), padding)
-        padded = padded or bool(padding.any())
+        padded |= rooms.put(c, z, real_values(stored, frame.rescale, path), storage.is_padding(stored))
     return _Found(padded, acquisition_time(ds) if places[0][2].file.modality == "PT" else None)
 
 

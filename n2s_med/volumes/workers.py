@@ -123,6 +123,7 @@ def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Res
 def _begin() -> None:
     """Leave the interruptions of the parent's group to the parent."""
     os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one may have come before
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     end_with_parent()
