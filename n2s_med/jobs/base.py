@@ -14,7 +14,7 @@ from n2s_med.errors import InputError
 from n2s_med.jobs.fit import fit_to
 from n2s_med.jobs.folder import ModelFolder
 from n2s_med.jobs.scans import Say, volumes_of
-from n2s_med.score import ScoreModel
+from n2s_med.score import ANY, ScoreModel
 from n2s_med.training import TrainingConfig
 
 HELD_OUT = 10
@@ -35,6 +35,8 @@ class BaseJob:
         How to train.
     spatial_dims
         2 or 3.
+    teacher
+        Model whose mean over all orientations is learned, in one pass; weights of its shape start from its own.
     attribution
         Where the scans come from and under which licence, for the card.
     compute
@@ -51,6 +53,7 @@ class BaseJob:
     out: Path
     config: TrainingConfig
     spatial_dims: int = 3
+    teacher: Path | None = None
     attribution: str = ""
     compute: Compute = field(default_factory=Compute.choose)
     overwrite: bool = False
@@ -63,16 +66,29 @@ class BaseJob:
         Raises
         ------
         N2SError
-            If the folder holds another model or run, or an input cannot be read.
+            If the folder holds another model or run, or an input or the teacher cannot be read or used.
         """
         folder = ModelFolder(self.out, self.overwrite)
         folder.check()
+        teacher = ScoreModel.load(self.teacher) if self.teacher else None
+        if teacher:
+            teacher.check_fits(modality=None, law=ANY, spatial_dims=self.spatial_dims)
+        start = teacher if teacher and teacher.network.channels == self.config.channels else None
         trained_on, held_out = self.signals(say)
         source = Corpus(
             trained_on, held_out, spatial_dims=self.spatial_dims, edge=self.config.patch, seed=self.config.seed
         )
         with folder.run("n2s-med train-base", track=self.track) as tracker:
-            fitted = fit_to(source, self.config, self.compute, tracker=tracker, directory=self.out, quiet=self.quiet)
+            fitted = fit_to(
+                source,
+                self.config,
+                self.compute,
+                tracker=tracker,
+                start=start,
+                teacher=teacher,
+                directory=self.out,
+                quiet=self.quiet,
+            )
             made_of = f"generated volumes and {len(trained_on)} noisy scans; {len(held_out)} more chose the weights"
             corpus = {
                 "corpus": made_of,
@@ -81,6 +97,7 @@ class BaseJob:
                 "held_out_sha256": sorted(held_out),
                 "attribution": self.attribution,
                 "spatial_dims": self.spatial_dims,
+                "teacher": dict(teacher.card) if teacher else None,
             }
             model = replace(fitted, card={**fitted.card, **corpus})
             folder.keep(model, model_card)
@@ -103,8 +120,15 @@ class BaseJob:
 
 def model_card(card: Mapping[str, Any], name: str) -> str:
     """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
-    config = card["config"]
+    config, teacher = card["config"], card["teacher"]
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
+    objective = f"{config['objective']}, perturbation {config['sigma_a']:g} noise SDs; no clean volume is shown"
+    made_again = f"--config configs/{name}.json --dims {card['spatial_dims']} --out DIR"
+    if teacher:
+        objective = f"""\
+in one pass the mean of a teacher over all orientations, perturbed by up to as much |
+| teacher | SHA-256 {card["taught_by"]}, {teacher["steps_done"]:,} steps on noisy volumes as above: {objective}"""
+        made_again = f"--teacher DIR {made_again}"
     return f"""\
 # Base weights of n2s-med
 
@@ -113,7 +137,7 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
 | network | score UNet, channels {"/".join(str(c) for c in config["channels"])}; sees noise of variance one |
 | weights | SHA-256 {card["sha256"]} |
 | trained on | {card["corpus"]} |
-| objective | {config["objective"]}, perturbation {config["sigma_a"]:g} noise SDs; no clean volume is shown |
+| objective | {objective} |
 | noise | Gaussian, white or correlated, and counts; contrast of the volumes 6 to 250 noise SDs |
 | training | {card["steps_done"]:,} steps, {passed:,} patches of edge {config["patch"]}; seed {config["seed"]} |
 | hardware | {card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {minutes:.0f} min |
@@ -126,5 +150,5 @@ adapted to the scan at hand. Not for diagnosis.
 SDs are smoothed. Read the trust checks, the difference picture and the SD map of each result.
 
 **Data.** {card["attribution"] or "Generated volumes alone."} SHA-256 of every scan's values: `card.json`. Made again by
-`n2s-med train-base SCANS --config configs/{name}.json --dims {card["spatial_dims"]} --out DIR`.
+`n2s-med train-base SCANS {made_again}`.
 """

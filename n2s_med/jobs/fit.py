@@ -76,6 +76,7 @@ def fit_to(
     *,
     tracker: Tracker,
     start: ScoreModel | None = None,
+    teacher: ScoreModel | None = None,
     directory: Path | None = None,
     quiet: bool = False,
 ) -> ScoreModel:
@@ -87,20 +88,22 @@ def fit_to(
         Where the patches come from.
     config, compute, tracker, start, directory, quiet
         As for :func:`fit`.
+    teacher
+        A model whose mean over all orientations is learned, see :class:`~n2s_med.training.Trainer`.
 
     Raises
     ------
     ModelError
-        If the weights to start from were trained under an objective of another scale.
+        If the weights to start from, or the teacher's, were trained under an objective of another scale.
     """
     scale = OBJECTIVES[config.objective](config.sigma_a).scale
-    if start is not None and start.scale != scale:
+    if any(model is not None and model.scale != scale for model in (start, teacher)):
         raise ModelError(
-            "the weights to start from need another objective",
-            remedy="adapt them with objective total-unit-noise, or train from scratch",
+            "the weights to start from, or to learn from, need another objective",
+            remedy="use objective total-unit-noise, or train from scratch",
         )
-    network = start.centred(source.centre).network if start else None
-    trainer = Trainer(source, config, compute, directory=directory, network=network)
+    network, taught_by = (model.centred(source.centre).network if model else None for model in (start, teacher))
+    trainer = Trainer(source, config, compute, directory=directory, network=network, teacher=taught_by)
     tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
     began, begun = time.perf_counter(), trainer.done
     with tqdm(total=trainer.steps, initial=begun, desc="training", unit="step", disable=quiet) as bar:
@@ -116,6 +119,7 @@ def fit_to(
         "version": n2s_med.__version__,
         "config": {**asdict(config), "channels": list(model.network.channels)},
         "started_from": start.hash if start else None,
+        "taught_by": teacher.hash if teacher else None,
         "steps": trainer.steps,
         "steps_done": trainer.done,
         "best_step": trainer.history.step[trainer.history.best],

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from n2s_med.noise.correlation import Correlation
@@ -75,6 +76,13 @@ def axis_orders(spacing_mm: Sequence[float], correlation: Correlation) -> list[t
         )
 
     return [order for order in itertools.permutations(range(kernel.ndim)) if alike(order)]
+
+
+def any_orientation(axes: int, generator: torch.Generator) -> Orientation:
+    """One of all there are, each as likely."""
+    order = torch.randperm(axes, generator=generator).tolist()
+    flipped = torch.rand(axes, generator=generator) < 0.5
+    return Orientation(tuple(order), tuple(axis for axis in range(axes) if flipped[axis]))
 
 
 def orientations(number: int, spacing_mm: Sequence[float], correlation: Correlation) -> list[Orientation]:

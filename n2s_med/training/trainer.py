@@ -25,8 +25,9 @@ from n2s_med.compute import Compute, fastest_threads
 from n2s_med.errors import ModelError, N2SError
 from n2s_med.score.model import ScoreModel, copy_state, load_tensors, save_tensors
 from n2s_med.score.network import ScoreUNet
-from n2s_med.score.objectives import OBJECTIVES, Objective
+from n2s_med.score.objectives import OBJECTIVES, Objective, TotalUnitNoise
 from n2s_med.score.optimizer import ScoreOptimizer
+from n2s_med.score.orientations import any_orientation
 from n2s_med.score.patches import Patch, PatchSource
 from n2s_med.score.splitting import are_counts, are_split, deviance, held_out_risk, split
 from n2s_med.training.config import TrainingConfig
@@ -41,6 +42,9 @@ structure."""
 
 CHECKPOINT = 3
 """Number of the checkpoint's form."""
+
+TEACHINGS = 2
+"""Orientations in which a teacher is asked."""
 
 Sample = tuple[Patch, Tensor, Callable[[Tensor], Tensor]]
 """A patch, what the network is shown of it (both not yet turned), and the error per voxel of its answer."""
@@ -123,6 +127,9 @@ class Trainer:
         Where ``checkpoint.pt`` is kept, from which a killed run resumes; ``None`` keeps none.
     network
         Weights to start from, which are kept where training does not improve on them; a new network otherwise.
+    teacher
+        A network whose mean over all orientations is learned, in place of the perturbation, which is then of any
+        strength up to ``config.sigma_a``, total-unit-noise.
     """
 
     def __init__(
@@ -133,9 +140,11 @@ class Trainer:
         *,
         directory: Path | None = None,
         network: ScoreUNet | None = None,
+        teacher: ScoreUNet | None = None,
     ) -> None:
         self.source, self.config, self.compute = source, config, compute
         self.objective: Objective = OBJECTIVES[config.objective](config.sigma_a)
+        self.teacher = teacher.to(compute.device).eval().requires_grad_(False) if teacher else None
         self.checkpoint = directory / "checkpoint.pt" if directory else None
         self.fine_tuning = network is not None
         self.network = (network or _new_network(source, config)).to(compute.device).train()
@@ -202,7 +211,8 @@ class Trainer:
         samples: list[Sample] = []
         for _ in range(self.config.patches):
             patch = self.source.draw(generator)
-            chosen = self._split if are_split(patch, self.config.kept_counts) else self._perturbed
+            counted = are_split(patch, self.config.kept_counts)
+            chosen = self._taught if self.teacher else self._split if counted else self._perturbed
             samples += chosen(patch, generator)
         turned = [patch.augment(shown) for patch, shown, _ in samples]
         scores = self._scores(network, turned, [patch.noise.correlation.traits for patch, *_ in samples])
@@ -228,6 +238,22 @@ class Trainer:
             return patch, v, lambda score: self.objective.error(given[0], given[1], score, given[2])
 
         return [sample(drawn), sample(-drawn)] if self.config.antithetic else [sample(drawn)]
+
+    def _taught(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
+        """A patch under a perturbation of any strength, and the teacher's answers to it in two orientations.
+
+        These are drawn from all there are, so that what is learned is the mean over all, in one pass.
+        """
+        assert self.teacher is not None
+        strength = self.config.sigma_a * float(torch.rand((), generator=generator))
+        drawn = patch.noise.correlation.color(torch.randn(patch.u.shape, generator=generator))
+        v = TotalUnitNoise(strength).perturbed(patch.u, drawn)
+        ways = [any_orientation(v.ndim - 2, generator) for _ in range(TEACHINGS)]
+        with torch.no_grad():
+            traits = [patch.noise.correlation.permuted(way.order).traits for way in ways]
+            answers = self._scores(self.teacher, [way.laid(v) for way in ways], traits)
+        taught = torch.stack([way.restored(answer) for way, answer in zip(ways, answers, strict=True)]).mean(dim=0)
+        return [(patch, v, lambda score: (score - taught).square())]
 
     def _split(self, patch: Patch, generator: torch.Generator) -> list[Sample]:
         """A patch of whole counts, split once; where others are perturbed in pairs twice, leaving none out twice."""
@@ -339,6 +365,8 @@ class Trainer:
         digest = hashlib.sha256(json.dumps([CHECKPOINT, keys], sort_keys=True).encode())
         digest.update(ScoreModel(self.network).hash.encode())
         digest.update(self.source.fingerprint().encode())
+        if self.teacher:
+            digest.update(ScoreModel(self.teacher).hash.encode())
         return digest.hexdigest()
 
     def _save(self) -> None:

@@ -49,6 +49,36 @@ def test_weights_and_their_card(run: Run, tmp_path: Path, dims: int) -> None:
     assert ScoreModel.load(again).hash == model.hash
 
 
+@pytest.mark.parametrize("channels", ["[4,8]", "[4,6]"])
+def test_weights_of_a_teacher(run: Run, tmp_path: Path, channels: str) -> None:
+    """Of the teacher's shape they start from its own."""
+    options = (*FAST, *SMALL, "--set", "checks=2", "--no-track")
+    assert run("train-base", "--out", tmp_path / "teacher", *options).code == 0
+    done = run(
+        "train-base",
+        "--teacher",
+        tmp_path / "teacher",
+        "--out",
+        tmp_path / "out",
+        *options,
+        "--set",
+        f"channels={channels}",
+    )
+    assert done.code == 0, done.err
+    teacher, card = ScoreModel.load(tmp_path / "teacher"), json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["taught_by"] == teacher.hash
+    assert card["started_from"] == (teacher.hash if channels == "[4,8]" else None)
+    assert card["teacher"]["steps_done"] == 4
+    page = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert all(words in page for words in (f"| teacher | SHA-256 {teacher.hash}", "train-base SCANS --teacher DIR"))
+
+
+def test_a_teacher_of_slices_teaches_no_volumes(run: Run, tmp_path: Path) -> None:
+    refused = run("train-base", "--teacher", "base-2d", "--out", tmp_path / "out", *FAST, *SMALL, "--no-track")
+    assert refused.code == 1
+    assert "dimension 2, the scan needs 3" in refused.err
+
+
 def test_unreadable_and_constant_scans_are_left_out(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_networks import random_network
 from torch import Tensor, nn
 
 from n2s_med.compute import Compute
@@ -19,6 +20,7 @@ from n2s_med.noise import Gaussian, Poisson
 from n2s_med.noise.correlation import Correlation
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, ScoreUNet
+from n2s_med.score.orientations import Orientation
 from n2s_med.training import History, PatchSampler, Trainer, TrainingConfig, UnitVolume
 from n2s_med.training.trainer import Progress
 
@@ -42,9 +44,10 @@ def of(
     config: TrainingConfig,
     directory: Path | None = None,
     network: ScoreUNet | None = None,
+    teacher: ScoreUNet | None = None,
 ) -> Trainer:
     source = PatchSampler(volumes, edge=config.patch, held_out=config.held_out, seed=config.seed)
-    return Trainer(source, config, CPU, directory=directory, network=network)
+    return Trainer(source, config, CPU, directory=directory, network=network, teacher=teacher)
 
 
 def trainer(
@@ -467,3 +470,29 @@ def test_it_learns_and_knows_how_well(law: Gaussian | Poisson) -> None:
     assert result.figures.risk == pytest.approx(after / before, abs=0.05)
     assert run.history.sure[-1] < 0.5
     assert result.figures.step_sure == pytest.approx(1, abs=0.25)
+
+
+# -- a teacher ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_one_pass_learns_the_mean_of_the_teacher_over_all_orientations(correlated: bool) -> None:
+    kernel = torch.tensor([[0.36], [0.86], [0.36]]) if correlated else torch.ones(1, 1)
+    noise = ScanNoise(Gaussian(1.0), Correlation(kernel / kernel.square().sum().sqrt()))
+    scan, teacher = volume(16, 16, noise=noise), random_network(2, (3, 4))
+    config = replace(CONFIG, objective="total-unit-noise", steps=150, learning_rate=0.01, sigma_a=0.5)
+    student = of([scan], config, network=copy.deepcopy(teacher), teacher=teacher).run()
+    every = [Orientation(order, flips) for order in ((0, 1), (1, 0)) for flips in ((), (0,), (1,), (0, 1))]
+    with torch.no_grad():
+        v, traits = scan.u[None, None], noise.correlation.traits[None]
+        mean = torch.stack([way.of(teacher)(v, traits) for way in every]).mean(dim=0)
+        apart = [float((network(v, traits) - mean).square().mean()) for network in (teacher, student)]
+    assert apart[1] < 0.4 * apart[0]
+
+
+def test_a_run_of_another_teacher_is_not_taken_up(tmp_path: Path) -> None:
+    scans, config = [volume(14, 13)], replace(CONFIG, objective="total-unit-noise")
+    of(scans, config, tmp_path, teacher=random_network(2, (3, 4)))
+    of(scans, config, tmp_path, teacher=random_network(2, (3, 4)))
+    with pytest.raises(ModelError, match="belongs to other"):
+        of(scans, config, tmp_path, teacher=random_network(2, (4, 4)))
