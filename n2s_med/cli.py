@@ -156,8 +156,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _train_base(arguments: argparse.Namespace) -> int:
     from n2s_med.jobs.base import BaseJob
 
-    known = {"spatial_dims": arguments.dims, "teacher": arguments.teacher, "attribution": arguments.attribution}
-    job = BaseJob(**known, **training(arguments))
+    own = {key: getattr(arguments, key) for key in ("start", "teacher", "attribution")}
+    job = BaseJob(spatial_dims=arguments.dims, **own, **training(arguments))
     return _trained(job.run(_say), arguments.out, "volumes")
 
 
@@ -253,6 +253,7 @@ def parser() -> argparse.ArgumentParser:
     base.set_defaults(run=_train_base)
     base.add_argument("inputs", type=Path, nargs="*", metavar="INPUT", help="noisy scans, beside generated volumes")
     base.add_argument("--dims", type=int, choices=(2, 3), default=3, help="of the network (default: 3)")
+    base.add_argument("--start", type=Path, help="model whose weights are trained on (default: new ones)")
     base.add_argument("--teacher", type=Path, help="model whose mean over all orientations is learned, in one pass")
     base.add_argument("--attribution", default="", help="source and licence of the scans, for the model's card")
 

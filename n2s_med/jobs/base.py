@@ -10,7 +10,7 @@ from typing import Any
 
 from n2s_med.compute import Compute
 from n2s_med.corpus import Corpus, Signal
-from n2s_med.errors import InputError
+from n2s_med.errors import ConfigurationError, InputError
 from n2s_med.jobs.fit import fit_to
 from n2s_med.jobs.folder import ModelFolder
 from n2s_med.jobs.scans import Say, volumes_of
@@ -35,8 +35,10 @@ class BaseJob:
         How to train.
     spatial_dims
         2 or 3.
+    start
+        Model whose weights are trained on; new ones by default.
     teacher
-        Model whose mean over all orientations is learned, in one pass; weights of its shape start from its own.
+        Model whose mean over all orientations is learned, in one pass.
     attribution
         Where the scans come from and under which licence, for the card.
     compute
@@ -53,6 +55,7 @@ class BaseJob:
     out: Path
     config: TrainingConfig
     spatial_dims: int = 3
+    start: Path | None = None
     teacher: Path | None = None
     attribution: str = ""
     compute: Compute = field(default_factory=Compute.choose)
@@ -66,14 +69,16 @@ class BaseJob:
         Raises
         ------
         N2SError
-            If the folder holds another model or run, or an input or the teacher cannot be read or used.
+            If the folder holds another model or run, or an input or a model cannot be read or used.
         """
         folder = ModelFolder(self.out, self.overwrite)
         folder.check()
-        teacher = ScoreModel.load(self.teacher) if self.teacher else None
-        if teacher:
-            teacher.check_fits(modality=None, law=ANY, spatial_dims=self.spatial_dims)
-        start = teacher if teacher and teacher.network.channels == self.config.channels else None
+        start, teacher = self._model(self.start), self._model(self.teacher)
+        if start and start.network.channels != self.config.channels:
+            raise ConfigurationError(
+                f"the weights to start from have channels {start.network.channels}, not {self.config.channels}",
+                remedy="give --set channels=... as theirs are",
+            )
         trained_on, held_out = self.signals(say)
         source = Corpus(
             trained_on, held_out, spatial_dims=self.spatial_dims, edge=self.config.patch, seed=self.config.seed
@@ -103,6 +108,14 @@ class BaseJob:
             folder.keep(model, model_card)
         return model
 
+    def _model(self, path: Path | None) -> ScoreModel | None:
+        """A model of volumes or slices, as is trained here, if one is named."""
+        if path is None:
+            return None
+        model = ScoreModel.load(path)
+        model.check_fits(modality=None, law=ANY, spatial_dims=self.spatial_dims)
+        return model
+
     def signals(self, say: Say) -> tuple[Mapping[str, Signal], Mapping[str, Signal]]:
         """Every usable volume of the inputs, by the SHA-256 of its values: those trained on, those held out."""
         signals: dict[str, Signal] = {}
@@ -121,6 +134,7 @@ class BaseJob:
 def model_card(card: Mapping[str, Any], name: str) -> str:
     """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
     config, teacher = card["config"], card["teacher"]
+    steps = f"{card['steps_done']:,} steps"
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
     objective = f"{config['objective']}, perturbation {config['sigma_a']:g} noise SDs; no clean volume is shown"
     made_again = f"--config configs/{name}.json --dims {card['spatial_dims']} --out DIR"
@@ -129,6 +143,9 @@ def model_card(card: Mapping[str, Any], name: str) -> str:
 in one pass the mean of a teacher over all orientations, perturbed by up to as much |
 | teacher | SHA-256 {card["taught_by"]}, {teacher["steps_done"]:,} steps on noisy volumes as above: {objective}"""
         made_again = f"--teacher DIR {made_again}"
+    if card["started_from"]:
+        steps = f"{steps} from weights with SHA-256 {card['started_from']}"
+        made_again = f"--start DIR {made_again}"
     return f"""\
 # Base weights of n2s-med
 
@@ -139,7 +156,7 @@ in one pass the mean of a teacher over all orientations, perturbed by up to as m
 | trained on | {card["corpus"]} |
 | objective | {objective} |
 | noise | Gaussian, white or correlated, and counts; contrast of the volumes 6 to 250 noise SDs |
-| training | {card["steps_done"]:,} steps, {passed:,} patches of edge {config["patch"]}; seed {config["seed"]} |
+| training | {steps}, {passed:,} patches of edge {config["patch"]}; seed {config["seed"]} |
 | hardware | {card["threads"]} CPU thread(s), {card["machine"]}, torch {card["torch"]}; {minutes:.0f} min |
 | clean-free figure | {card["sure"]:.3f} noise variances left, by Stein's estimate on held-out noisy volumes |
 

@@ -49,34 +49,31 @@ def test_weights_and_their_card(run: Run, tmp_path: Path, dims: int) -> None:
     assert ScoreModel.load(again).hash == model.hash
 
 
-@pytest.mark.parametrize("channels", ["[4,8]", "[4,6]"])
-def test_weights_of_a_teacher(run: Run, tmp_path: Path, channels: str) -> None:
-    """Of the teacher's shape they start from its own."""
+def test_weights_of_a_teacher(run: Run, tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
     options = (*FAST, *SMALL, "--set", "checks=2", "--no-track")
-    assert run("train-base", "--out", tmp_path / "teacher", *options).code == 0
-    done = run(
-        "train-base",
-        "--teacher",
-        tmp_path / "teacher",
-        "--out",
-        tmp_path / "out",
-        *options,
-        "--set",
-        f"channels={channels}",
-    )
+    assert run("train-base", "--out", teacher, *options).code == 0
+    done = run("train-base", "--start", teacher, "--teacher", teacher, "--out", out, *options)
     assert done.code == 0, done.err
-    teacher, card = ScoreModel.load(tmp_path / "teacher"), json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["taught_by"] == teacher.hash
-    assert card["started_from"] == (teacher.hash if channels == "[4,8]" else None)
-    assert card["teacher"]["steps_done"] == 4
-    page = (tmp_path / "out" / "MODEL_CARD.md").read_text()
-    assert all(words in page for words in (f"| teacher | SHA-256 {teacher.hash}", "train-base SCANS --teacher DIR"))
+    name, card = ScoreModel.load(teacher).hash, json.loads((out / "card.json").read_text())
+    assert (card["taught_by"], card["started_from"], card["teacher"]["steps_done"]) == (name, name, 4)
+    page = (out / "MODEL_CARD.md").read_text()
+    assert f"| teacher | SHA-256 {name}" in page
+    assert f"4 steps from weights with SHA-256 {name}" in page
+    assert "train-base SCANS --start DIR --teacher DIR" in page
 
 
-def test_a_teacher_of_slices_teaches_no_volumes(run: Run, tmp_path: Path) -> None:
-    refused = run("train-base", "--teacher", "base-2d", "--out", tmp_path / "out", *FAST, *SMALL, "--no-track")
+@pytest.mark.parametrize("role", ["--start", "--teacher"])
+def test_a_model_of_slices_is_none_for_volumes(run: Run, tmp_path: Path, role: str) -> None:
+    refused = run("train-base", role, "base-2d", "--out", tmp_path / "out", *FAST, *SMALL, "--no-track")
     assert refused.code == 1
     assert "dimension 2, the scan needs 3" in refused.err
+
+
+def test_weights_to_start_from_keep_their_channels(run: Run, tmp_path: Path) -> None:
+    refused = run("train-base", "--start", "base-3d-small", "--out", tmp_path / "out", *FAST, *SMALL, "--no-track")
+    assert refused.code == 2
+    assert "channels (8, 32, 64), not (4, 8)" in refused.err
 
 
 def test_unreadable_and_constant_scans_are_left_out(run: Run, tmp_path: Path) -> None:
