@@ -2,8 +2,9 @@
 
 A 3D (or 2D) UNet that is thin where voxels are many: one convolution into the finest level and one out of it, all
 width below, strided convolutions between. (A UNet of two convolutions a level spends two thirds of its arithmetic,
-and most of its memory traffic, at the finest.) Any size of one voxel or more per axis passes: features are padded
-with zeros to a multiple of the coarsest voxel.
+and most of its memory traffic, at the finest.) Any size of one voxel or more per axis passes: volumes are mirrored at
+their far ends to a multiple of the coarsest voxel. (Zeros there are no noise, which training never shows, beside it:
+base weights took structure five voxels away, ten noise SDs strong, for noise.)
 """
 
 from __future__ import annotations
@@ -99,22 +100,24 @@ class ScoreUNet(nn.Module):
         """
         if traits is None:
             traits = v.new_zeros(1, 2 * self.spatial_dims)
-        detail, base = self.split(v)
+        detail, base = self.split(filled(v, self.stride))
         layers = self._plainly if _in_a_program() else self._by_blocks
         correction = layers(self.features(detail, base), traits)
-        return self.score(correction, detail, self.noisy(detail), traits)
+        score = self.score(correction, detail, self.noisy(detail), traits)
+        beyond = [p for n in reversed(v.shape[2:]) for p in (0, -(-n % self.stride))]
+        in_whole = not (_in_a_program() or any(beyond))
+        return score if in_whole else F.pad(score, beyond)  # a slice would tie an exported program to these sizes
 
     def _plainly(self, features: Tensor, traits: Tensor) -> Tensor:
         """The layers one after the other, each as it is: for programs that are exported or compiled."""
-        missing = [p for n in reversed(features.shape[2:]) for p in (0, -n % self.stride)]
-        x = F.pad(features, missing)
+        x = features
         skips: list[Tensor] = []
         for level in self.encoder:
             x = level(x, traits)
             skips.append(x)
         for up, level, skip in reversed(list(zip(self.up, self.decoder, skips[:-1], strict=True))):
             x = level(merged(up(x), skip))
-        return F.pad(self.head(x), [-p for p in missing])  # a slice would tie an exported program to these sizes
+        return cast(Tensor, self.head(x))
 
     def _by_blocks(self, features: Tensor, traits: Tensor) -> Tensor:
         """The same, but each way to another resolution by blocks of voxels, and the finest level in blocks throughout.
@@ -125,7 +128,7 @@ class ScoreUNet(nn.Module):
         if kind == "cpu" and bool((traits == traits[:1]).all()):
             traits = traits[:1]  # one noise: what is told of it is part of the bias
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features.dtype
-        around = [p for n in reversed(features.shape[2:]) for p in (1, 1 + -n % self.stride)]
+        around = [1] * 2 * self.spatial_dims
         x = blocks(F.pad(features.to(dtype), around))
         skips: list[Tensor] = []
         for number, level in enumerate(self.encoder):
@@ -193,6 +196,23 @@ class ScoreUNet(nn.Module):
         white = self.whiteness(traits).view(-1, *(1,) * (detail.ndim - 1))
         weak = detail / (1 + (detail / SOFT).square())
         return correction * (1 - white * (1 - noisy)) - white * weak
+
+
+def filled(v: Tensor, stride: int, first: int = 2) -> Tensor:
+    """Volumes (N, C, spatial), mirrored at the far ends of axes from this one on to sizes that the stride divides."""
+    for axis in range(first, v.ndim):
+        missing = -v.shape[axis] % stride
+        if _in_a_program() or missing:
+            v = torch.cat((v, mirrored(v, axis, missing)), axis)
+    return v
+
+
+def mirrored(v: Tensor, axis: int, count: int) -> Tensor:
+    """So many further places along an axis: those before its end in reverse, the last one once."""
+    size = v.shape[axis]
+    period = 2 * size - 2 or 1
+    at = torch.arange(size, size + count, device=v.device) % period
+    return v.index_select(axis, torch.minimum(at, period - at))
 
 
 def _activated(

@@ -19,12 +19,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from n2s_med.compute import Compute
 from n2s_med.score.blocks import voxels
 from n2s_med.score.inference import Layers
-from n2s_med.score.network import SLOPE, ScoreUNet
+from n2s_med.score.network import SLOPE, ScoreUNet, filled, mirrored
 from n2s_med.score.orientations import Orientation
 
 Chunks = Iterator[Tensor]
@@ -87,15 +86,16 @@ class StreamedNetwork:
             return iter(())
         _, *size, planes = first.shape
         details: deque[Tensor] = deque()
-        turned = map(self._turned, itertools.chain(_taken_up(deque([first])), given))
+        turned = Filled(map(self._turned, itertools.chain(_taken_up(deque([first])), given)), self.network.stride)
         del first
         layers = self.layers if passes is None else [self.layers[n] for n in passes]
         twice = math.prod(size) > LARGE and len(self.network.channels) > 1
         shared = Shared(self._features(details, Windows(turned, 1, repeat=True)))
         answers = [_unet(each, planes, shared.stream(), shared.stream() if twice else None) for each in layers]
         judged = map(self._judged, Windows(_taken_up(details), 1, repeat=True))
-        mean = map(partial(_mean, size), zip(*answers, strict=True))
-        return itertools.starmap(self._score, Together(_but_first(mean), judged))
+        mean = map(partial(_mean, [n + -n % self.network.stride for n in size]), zip(*answers, strict=True))
+        scores = itertools.starmap(self._score, Together(_but_first(mean), judged))
+        return map(partial(_within, size), turned.emptied(scores))
 
     def _turned(self, chunk: Tensor) -> Tensor:
         """A chunk with its planes first, on the device."""
@@ -111,19 +111,14 @@ class StreamedNetwork:
         return self.network.score(correction, detail, noisy, self.traits)[:, 0].movedim(1, -1).cpu()
 
     def _features(self, details: deque[Tensor], windows: Chunks) -> Chunks:
-        """What the first convolution sees of the windows' inner planes; zeros fill the coarsest voxel at each end."""
-        planes, layers = 0, self.layers[0]
+        """What the first convolution sees of the windows' inner planes."""
+        layers = self.layers[0]
         for window in windows:
             detail, base = (part[:, :, 1:-1] for part in self.network.split(window))
             details.append(detail.clone())
             x = self.network.features(detail, base).to(layers.dtype).contiguous(memory_format=layers.layout)
-            pads = [p for n in reversed(x.shape[3:]) for p in (0, -n % self.network.stride)]
-            x = F.pad(x, pads) if any(pads) else x
-            planes += x.shape[2]
             del window, detail, base  # this waits while the layers run
             yield x
-        if missing := -planes % self.network.stride:
-            yield torch.zeros_like(x[:, :, :1]).expand(-1, -1, missing, *x.shape[3:])
 
 
 def _unet(layers: Layers, planes: int, x: Chunks, again: Chunks | None) -> Chunks:
@@ -178,12 +173,17 @@ def _in_place(put: Put, chunk: Tensor) -> Tensor:
 
 
 def _mean(size: Sequence[int], answers: Sequence[Tensor]) -> Tensor:
-    """The mean over the orientations, without what lies before the volume and what was padded."""
+    """The mean over the orientations, without what lies around planes of this size."""
     inside = (slice(None),) * 3 + tuple(slice(1, n + 1) for n in size)
     first, *others = (x[inside].float() for x in answers)
     for other in others:
         first += other
     return first / len(answers) if others else first
+
+
+def _within(size: Sequence[int], score: Tensor) -> Tensor:
+    """The score without what was filled in within the planes."""
+    return score[:, *(slice(n) for n in size)]
 
 
 def _but_first(chunks: Chunks) -> Chunks:
@@ -231,7 +231,38 @@ class Shared:
         return False
 
 
-# These two are classes, not generators: what a generator's variables hold, it holds while it waits.
+# These are classes, not generators: what a generator's variables hold, it holds while it waits.
+
+
+class Filled(Iterator[Tensor]):
+    """Chunks, mirrored at their far ends to sizes that a stride divides."""
+
+    def __init__(self, chunks: Chunks, stride: int) -> None:
+        self.chunks, self.stride = chunks, stride
+        self.planes = 0
+        self.newest: Tensor | None = None
+
+    def __next__(self) -> Tensor:
+        chunk = next(self.chunks, None)
+        if chunk is not None:
+            self.planes += chunk.shape[2]
+            if chunk.shape[2] < self.stride and self.newest is not None:
+                self.newest = torch.cat((self.newest, chunk), 2)[:, :, -self.stride :]
+            else:
+                self.newest = chunk[:, :, -self.stride :]
+        elif self.newest is not None and (missing := -self.planes % self.stride):
+            chunk, self.newest = mirrored(self.newest, 2, missing), None
+        else:
+            raise StopIteration
+        return filled(chunk, self.stride, first=3)
+
+    def emptied(self, scores: Iterable[Tensor]) -> Chunks:
+        """Of scores of the chunks, planes last, those of planes that were not mirrored."""
+        done = 0
+        for score in scores:
+            if done < self.planes:  # those that are mirrored come when all others have been asked for
+                yield score[..., : self.planes - done]
+            done += score.shape[-1]
 
 
 class Windows(Iterator[Tensor]):

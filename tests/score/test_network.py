@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from n2s_med.score import ScoreUNet
+from n2s_med.phantoms import textured_volume
+from n2s_med.score import ScoreUNet, base_model
+from n2s_med.score.network import filled
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -77,7 +79,7 @@ def test_blocks_change_neither_answer_nor_gradients(
     results = []
     for layers in (unet._plainly, unet._by_blocks):
         features = torch.randn(3, 2, *size, generator=seeded(), dtype=torch.float64, requires_grad=True)
-        answer = layers(features, traits)
+        answer = layers(filled(features, unet.stride), traits)
         weights = torch.linspace(-1, 1, answer.numel(), dtype=torch.float64).view_as(answer)
         wanted = [features, *unet.parameters()]
         results.append((answer, *torch.autograd.grad((weights * answer).sum(), wanted)))
@@ -177,3 +179,17 @@ def test_centre_takes_the_level_out_of_the_network() -> None:
     v = torch.randn(1, 1, 6, 6, 6, generator=seeded())
     torch.testing.assert_close(high(v + 300), low(v), rtol=0, atol=1e-3)
     assert "centre" in high.state_dict()
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+@pytest.mark.parametrize("more", [1, 2, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_places_that_fill_the_coarsest_voxel_are_like_the_others(dims: int, more: int, seed: int) -> None:
+    """Filled with zeros, which are no noise, they had base weights take structure five planes away for noise."""
+    x = textured_volume((40,) * 3, seeded(seed))[..., : 24 + more]
+    x = x if dims == 3 else x[20]
+    v = (60 * (x - x.median()) + torch.randn(x.shape, generator=seeded(seed + 100)))[None, None]
+    unet = base_model(dims).network.eval()
+    with torch.no_grad():
+        longer, whole = unet(v), unet(v[..., :24])
+    assert float((longer[..., :20] - whole[..., :20]).abs().max()) < 0.7
