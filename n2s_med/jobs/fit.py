@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -105,8 +104,7 @@ def fit_to(
     network, taught_by = (model.centred(source.centre).network if model else None for model in (start, teacher))
     trainer = Trainer(source, config, compute, directory=directory, network=network, teacher=taught_by)
     tracker.params({**asdict(config), "steps": trainer.steps, "device": str(compute.device), "bf16": compute.bf16})
-    began, begun = time.perf_counter(), trainer.done
-    with tqdm(total=trainer.steps, initial=begun, desc="training", unit="step", disable=quiet) as bar:
+    with tqdm(total=trainer.steps, initial=trainer.done, desc="training", unit="step", disable=quiet) as bar:
 
         def show(done: int, _: int, figures: Any) -> None:
             bar.update(done - bar.n)
@@ -126,7 +124,7 @@ def fit_to(
         "sure": trainer.history.sure[trainer.history.best],
         "sure_at_start": trainer.history.sure[0] if start else None,
         "unfit_sure": min(trainer.history.sure) if trainer.history.unfit else None,
-        "train_time_s": time.perf_counter() - began,
+        "train_time_s": trainer.seconds,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": str(torch.__version__),

@@ -40,7 +40,7 @@ CHANCE = 0.05
 or adapting takes it there, the noise is not what it is taken for, and weights are learned that keep part of it as
 structure."""
 
-CHECKPOINT = 3
+CHECKPOINT = 4
 """Number of the checkpoint's form."""
 
 TEACHINGS = 2
@@ -151,6 +151,7 @@ class Trainer:
         self.identity = self._identity()
         self.history = History()
         self.done, self.steps, self.pending = 0, config.steps, 0.0
+        self.spent_s, self.began = 0.0, time.perf_counter()
         self.given = self.best = copy_state(self.network)
         self.average = copy_state(self.network) if config.ema else None
         self.resumed = self._load()
@@ -182,6 +183,11 @@ class Trainer:
         """:meth:`run`, and what came of it as a model of any modality and law."""
         network = self.run(progress)
         return ScoreModel(network, self.objective.scale, learned_counts=self.learned_counts)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, that of a run that was killed up to its last checkpoint."""
+        return self.spent_s + time.perf_counter() - self.began
 
     @property
     def learned_counts(self) -> bool:
@@ -377,6 +383,7 @@ class Trainer:
             "done": self.done,
             "steps": self.steps,
             "threads": torch.get_num_threads(),
+            "seconds": self.seconds,
             "network": self.network.state_dict(),
             "best": self.best,
             "average": self.average,
@@ -408,6 +415,7 @@ class Trainer:
             )
         self.done, self.steps = saved["done"], saved["steps"]
         torch.set_num_threads(saved["threads"])
+        self.spent_s = saved["seconds"]
         self.best, self.average = saved["best"], saved["average"]
         self.history = History(**saved["history"])
         self.network.load_state_dict(saved["network"])
