@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Hold base weights, which never saw a clean volume, against their supervised twin.
 
-    N2S_DATA=/path/to/data python benchmarks/base_twin.py $N2S_DATA/training_sts --work DIR
+    n2s-med train-base $N2S_DATA/training_sts --config configs/base-3d-small-untaught.json --out WEIGHTS
+    python benchmarks/base_twin.py $N2S_DATA/training_sts --model WEIGHTS --work DIR
 
 The twin is the same network under the same configuration and seed. It is shown the same patches under the same noise
 and the same perturbations, step by step, and learns the volume that the noise was put on instead of the perturbation.
@@ -105,12 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scans", nargs="+", type=Path, help="the scans that the base weights were trained on")
     add("--work", type=Path, required=True, help="folder for the twin's checkpoint")
-    add(
-        "--model",
-        type=Path,
-        default=Path("base-3d-small"),
-        help="packaged weights, or a model.pt (default %(default)s)",
-    )
+    add("--model", type=Path, required=True, help="the weights that train-base made of them, without a teacher")
     add("--phantom", nargs="+", choices=VOLUMES, default=list(VOLUMES), help="default: all")
     add("--columns", nargs="+", choices=tuple(COLUMNS), default=list(COLUMNS), metavar="COLUMN", help="of %(choices)s")
     add("--seeds", type=int, default=3, help="seeds of the noise that is removed (default %(default)s)")

@@ -35,7 +35,7 @@ from torch import Tensor
 import n2s_med
 from n2s_med.compute import Compute, set_threads
 from n2s_med.errors import N2SError
-from n2s_med.score import base_model
+from n2s_med.score import ScoreModel, base_model
 from n2s_med.training import ADAPTATION, TrainingConfig
 
 TRAINS = ("noise", "score", "training")
@@ -120,7 +120,8 @@ def _result(
     given = settings.adaptation if ARMS[arm].adapts else settings.config
     training = asdict(replace(given, seed=seed)) if ARMS[arm].learns else {}
     if ARMS[arm].adapts:
-        training["base"] = base_model(volume.x.ndim).hash[:10]
+        weights = ARMS[arm].weights
+        training["base"] = (ScoreModel.load(weights) if weights else base_model(volume.x.ndim)).hash[:10]
     key: dict[str, Any] = {
         "volume": volume.name,
         "shape": list(volume.x.shape),

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from arms.base import Arm, Result, Settings
 from arms.classical import best_gaussian_filter, bm4d, noisy, non_local_means
-from arms.ours import adapted, adapted_blind, base, ours, ours_blind
+from arms.ours import SMALL, adapted, adapted_blind, base, ours, ours_blind, small
 from arms.published import ar_dae, dsm
 from arms.twins import mc_sure, noise2noise, noise2void, supervised, supervised_adapted
 
@@ -28,6 +28,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         "ours": Arm("ours", ours, trains=True),
         "blind": Arm("ours, blind level", ours_blind, trains=True),
         "twin": Arm("base weights, adapted to the clean volume", supervised_adapted, truth=True, adapts=True),
+        "small": Arm("base-3d-small as they are, one pass", small, adapts=True, weights=SMALL),
         "base": Arm("base weights as they are", base, adapts=True),
         "adapted": Arm("base weights, adapted", adapted, adapts=True),
         "adapted-blind": Arm("base weights, adapted, blind level", adapted_blind, adapts=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from cases import Scan
@@ -60,6 +61,8 @@ class Arm:
         Whether it trains a new network, so that steps and training keys matter.
     adapts
         Whether it starts from the base weights.
+    weights
+        Which these are, where they are not those taken by default.
     """
 
     title: str
@@ -67,6 +70,7 @@ class Arm:
     truth: bool = False
     trains: bool = False
     adapts: bool = False
+    weights: Path | None = None
 
     @property
     def learns(self) -> bool:

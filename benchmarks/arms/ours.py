@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from cases import Scan
 
 from arms.base import Result, Settings
 from n2s_med.compute import Compute
-from n2s_med.denoise import DenoiseOptions, Denoiser
+from n2s_med.denoise import FOR_TRAINED, DenoiseOptions, Denoiser
 from n2s_med.noise.estimate import estimate
 from n2s_med.noise.scan import ScanNoise
 from n2s_med.score import ScoreModel, base_model
 from n2s_med.training import PatchSampler, Trainer, TrainingConfig, UnitVolume
+
+SMALL = Path("base-3d-small")
 
 
 def ours(scan: Scan, settings: Settings) -> Result:
@@ -32,9 +35,14 @@ def base(scan: Scan, settings: Settings) -> Result:
     return as_they_are(scan, base_model(scan.y.ndim), settings)
 
 
-def as_they_are(scan: Scan, model: ScoreModel, settings: Settings) -> Result:
+def small(scan: Scan, settings: Settings) -> Result:
+    """The small weights as they are, in one pass."""
+    return as_they_are(scan, ScoreModel.load(SMALL), settings, passes=1)
+
+
+def as_they_are(scan: Scan, model: ScoreModel, settings: Settings, passes: int | None = None) -> Result:
     """Weights of any scan, not adapted to this one."""
-    return _denoised(scan, scan.noise, model.centred(unit(scan, scan.noise).centre), settings)
+    return _denoised(scan, scan.noise, model.centred(unit(scan, scan.noise).centre), settings, passes)
 
 
 def adapted(scan: Scan, settings: Settings) -> Result:
@@ -72,7 +80,7 @@ def _trained(
     scan: Scan, noise: ScanNoise, config: TrainingConfig, start: ScoreModel | None, settings: Settings
 ) -> Result:
     model, risk = trained_model(scan, noise, config, start, settings.compute)
-    return _with(_denoised(scan, noise, model, settings, trained=True), {"held_out_sure": risk})
+    return _with(_denoised(scan, noise, model, settings, FOR_TRAINED), {"held_out_sure": risk})
 
 
 def trained_model(
@@ -86,8 +94,8 @@ def trained_model(
     return trainer.trained(), min(trainer.history.sure)
 
 
-def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings, *, trained: bool = False) -> Result:
-    options = DenoiseOptions(orientations=DenoiseOptions().passes(trained=trained))
+def _denoised(scan: Scan, noise: ScanNoise, model: ScoreModel, settings: Settings, passes: int | None = None) -> Result:
+    options = DenoiseOptions(orientations=passes)
     denoised = Denoiser(model, noise, settings.compute, options)(scan.y)
     figures = denoised.figures
     return Result(denoised.x_hat, {"risk": figures.risk, "step": figures.step, "step_sure": figures.step_sure})

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from unet import UNet
 from n2s_med.compute import Compute
 from n2s_med.denoise import FOR_OTHERS, DenoiseOptions
 from n2s_med.noise.correlation import Correlation
-from n2s_med.score import ScoreUNet, base_model
+from n2s_med.score import ScoreModel, ScoreUNet, base_model
 from n2s_med.score.orientations import Orientation, orientations
 from n2s_med.score.stream import StreamedNetwork
 from n2s_med.training import TrainingConfig
@@ -29,6 +30,7 @@ from performance.engines import engines
 
 DEFAULTS, TUNED = "plain UNet, MONAI's inferer as it is, fp32", "plain UNet, MONAI's inferer, tuned, bf16"
 STREAMED, AVERAGED = "ours, streamed", "ours, streamed, mean of two orientations"
+SMALL = "ours, base-3d-small, streamed"
 """Rows that goals are told from."""
 
 WAYS = orientations(FOR_OTHERS, (1.0,) * 3, Correlation.white())
@@ -53,6 +55,7 @@ WHITE = torch.zeros(6)
 class Way:
     """One way to run a network: its work, how many passes that is, the number type, and the voxels, if not all."""
 
+    network: nn.Module
     run: Callable[[], object]
     passes: int = 1
     bf16: bool = False
@@ -63,11 +66,10 @@ class Way:
 def rates(sizes: Sizes, compute: Compute) -> Record:
     """Voxels a second of each way, operations per voxel, and the peaks they are shares of."""
     plain, ours = UNet().eval(), ScoreUNet(3).eval()
-    flop = {"plain": flop_per_voxel(plain), "ours": flop_per_voxel(ours)}
     voxels = math.prod(sizes.volume)
 
     def row(name: str, way: Way, seconds: float) -> Record:
-        work = way.passes * flop["ours" if name.startswith("ours") else "plain"]
+        work = way.passes * flop_per_voxel(way.network)
         return {"name": name, "voxels_per_s": (way.voxels or voxels) / seconds, "flop": work, "bf16": way.bf16}
 
     tuned = {name: (best_s(way.run, 1), way) for name, way in _tuned(sizes, compute, plain)}
@@ -88,9 +90,10 @@ def rates(sizes: Sizes, compute: Compute) -> Record:
 def _plain(sizes: Sizes, compute: Compute, plain: nn.Module) -> Iterator[tuple[str, Way]]:
     """The whole volume in one piece, and MONAI's inferer as it is."""
     v = noisy_waves(sizes.volume)[None, None]
-    yield "plain UNet, whole volume, fp32", Way(lambda: _place(compute, plain)(_place(compute, v)))
-    yield "plain UNet, whole volume, bf16 channels-last", Way(lambda: _fast(compute, plain, v), bf16=True)
-    yield DEFAULTS, Way(lambda: SlidingWindowInferer(roi_size=(64,) * 3)(_place(compute, v), _place(compute, plain)))
+    yield "plain UNet, whole volume, fp32", Way(plain, lambda: _place(compute, plain)(_place(compute, v)))
+    yield "plain UNet, whole volume, bf16 channels-last", Way(plain, lambda: _fast(compute, plain, v), bf16=True)
+    sliding = SlidingWindowInferer(roi_size=(64,) * 3)
+    yield DEFAULTS, Way(plain, lambda: sliding(_place(compute, v), _place(compute, plain)))
 
 
 def _tuned(sizes: Sizes, compute: Compute, plain: nn.Module) -> Iterator[tuple[str, Way]]:
@@ -100,27 +103,28 @@ def _tuned(sizes: Sizes, compute: Compute, plain: nn.Module) -> Iterator[tuple[s
         roi = tuple(min(edge, n) for n in sizes.volume)
         sliding = SlidingWindowInferer(roi_size=roi, overlap=overlap)
         name = f"windows of {'×'.join(str(n) for n in roi)} that overlap by {overlap:g}"
-        yield name, Way(lambda sliding=sliding: _fast(compute, plain, v, sliding), bf16=True)
+        yield name, Way(plain, lambda sliding=sliding: _fast(compute, plain, v, sliding), bf16=True)
 
 
 def _ours(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
     """Our network by MONAI's inferer, which tells the network from the engine; and streamed."""
     v = noisy_waves(sizes.volume)
-    sliding, streamed = SlidingWindowInferer(roi_size=(64,) * 3), StreamedNetwork(ours, WHITE, compute)
+    sliding = SlidingWindowInferer(roi_size=(64,) * 3)
     yield (
         "ours, by MONAI's inferer as it is, fp32",
-        Way(lambda: sliding(*(_place(compute, t) for t in (v[None, None], ours)))),
+        Way(ours, lambda: sliding(*(_place(compute, t) for t in (v[None, None], ours)))),
     )
-    yield STREAMED, Way(lambda: streamed_score(streamed, v), bf16=compute.bf16)
-    both = StreamedNetwork(ours, WHITE, compute, WAYS)
-    yield AVERAGED, Way(lambda: streamed_score(both, v), len(WAYS), compute.bf16)
+    small = ScoreModel.load(Path("base-3d-small")).network
+    for name, network, ways in ((STREAMED, ours, WAYS[:1]), (AVERAGED, ours, WAYS), (SMALL, small, WAYS[:1])):
+        streamed = StreamedNetwork(network, WHITE, compute, ways)
+        yield name, Way(network, lambda run=streamed: streamed_score(run, v), len(ways), compute.bf16)
 
 
 def _elsewhere(sizes: Sizes, compute: Compute, ours: ScoreUNet) -> Iterator[tuple[str, Way]]:
     """Our network compiled, and on another runtime."""
     if sizes.engines and compute.device.type == "cpu":
         for engine in engines(ours, noisy_waves(sizes.volume), compute):
-            yield engine.name, Way(engine.run, bf16=engine.bf16, voxels=engine.voxels)
+            yield engine.name, Way(ours, engine.run, bf16=engine.bf16, voxels=engine.voxels)
 
 
 def _fast(compute: Compute, plain: nn.Module, v: Tensor, inferer: Callable[..., Tensor] | None = None) -> Tensor:
