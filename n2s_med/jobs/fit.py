@@ -99,7 +99,7 @@ def fit_to(
     if any(model is not None and model.scale != scale for model in (start, teacher)):
         raise ModelError(
             "the weights to start from, or to learn from, need another objective",
-            remedy="use objective total-unit-noise, or train from scratch",
+            remedy="adapt them with objective total-unit-noise, or train from scratch",
         )
     network, taught_by = (model.centred(source.centre).network if model else None for model in (start, teacher))
     trainer = Trainer(source, config, compute, directory=directory, network=network, teacher=taught_by)

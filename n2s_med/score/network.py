@@ -202,17 +202,18 @@ def filled(v: Tensor, stride: int, first: int = 2) -> Tensor:
     """Volumes (N, C, spatial), mirrored at the far ends of axes from this one on to sizes that the stride divides."""
     for axis in range(first, v.ndim):
         missing = -v.shape[axis] % stride
-        if _in_a_program() or missing:
+        if _in_a_program():  # by distances from the last place, none of which ties the program to a size
+            away = torch.arange(1 - v.shape[axis], missing + 1, device=v.device).abs()
+            v = v.flip(axis).index_select(axis, away)
+        elif missing:
             v = torch.cat((v, mirrored(v, axis, missing)), axis)
     return v
 
 
 def mirrored(v: Tensor, axis: int, count: int) -> Tensor:
-    """So many further places along an axis: those before its end in reverse, the last one once."""
-    size = v.shape[axis]
-    period = 2 * size - 2 or 1
-    at = torch.arange(size, size + count, device=v.device) % period
-    return v.index_select(axis, torch.minimum(at, period - at))
+    """So many further places along an axis: those before its last in reverse, and the first again if they run out."""
+    last = v.shape[axis] - 2
+    return v.index_select(axis, torch.arange(last, last - count, -1, device=v.device).clamp_min(0))
 
 
 def _activated(
