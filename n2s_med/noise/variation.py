@@ -51,9 +51,10 @@ EXPLAINED = 1.2
 """Loss of one level, in units of the chance one, below which there is nothing to explain."""
 
 GAIN, REFINED = 0.9, 0.98
-"""A map must lower the cross-validated loss to this share of that of one level, and each further candidate
-to the second share of that of the best so far. (Of noise that grows threefold from the middle to the sides, a map that
-was too stiff, its loss 4 % above that of the next, had 15 % too much in the middle.)"""
+"""A map must lower the cross-validated loss to this share of that of one level, and each further candidate to this share
+of that of the best so far; to the second share where the best so far explains the blocks as well as chance lets it. (Of
+noise that grows threefold from the middle to the sides, a map that was too stiff, its loss 4 % above that of the next,
+had 15 % too much in the middle. Where much is left unexplained, as in a PET of many organs, finer maps follow these.)"""
 
 LEAST_RANGE = 1.1
 """Ratio of standard deviations over the blocks (95th over 5th percentile) below which there is no map."""
@@ -162,7 +163,7 @@ def variation_of(
         if coarser != one and errors.get(coarser, math.inf) >= errors[one]:
             continue
         errors[splines] = _prediction_error(some, rho, splines, volume, fold)
-        if errors[splines] < (GAIN if best == one else REFINED) * least:
+        if errors[splines] < (REFINED if least < EXPLAINED else GAIN) * least:
             best, least = splines, errors[splines]
     found = fitted(points, rho, best, volume)
     low, high = (found.at(points.centre) / 2).exp().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
