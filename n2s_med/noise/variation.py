@@ -51,10 +51,11 @@ EXPLAINED = 1.2
 """Loss of one level, in units of the chance one, below which there is nothing to explain."""
 
 GAIN, REFINED = 0.9, 0.98
-"""A map must lower the cross-validated loss to this share of that of one level, and each further candidate to this share
-of that of the best so far; to the second share where the best so far explains the blocks as well as chance lets it. (Of
-noise that grows threefold from the middle to the sides, a map that was too stiff, its loss 4 % above that of the next,
-had 15 % too much in the middle. Where much is left unexplained, as in a PET of many organs, finer maps follow these.)"""
+"""A map must lower the cross-validated loss to this share of that of one level, and each further candidate to this
+share of that of the best so far; to the second share where the best so far explains the blocks as well as chance lets
+it. (Of noise that grows threefold from the middle to the sides, a map that was too stiff, its loss 4 % above that of
+the next, had 15 % too much in the middle. Where much is left unexplained, as in PET of many organs, finer maps follow
+these.)"""
 
 LEAST_RANGE = 1.1
 """Ratio of standard deviations over the blocks (95th over 5th percentile) below which there is no map."""
