@@ -1,6 +1,6 @@
 """Export a bundle's network for runtimes without Python: ONNX, ``torch.export`` and TorchScript.
 
-Batch and every spatial axis may have any size of three voxels or more.
+Batch and every spatial axis may have any size; in a ``.pt2``, spatial axes more voxels than the network's stride.
 """
 
 from __future__ import annotations

@@ -133,15 +133,16 @@ class BaseJob:
 
 def model_card(card: Mapping[str, Any], name: str) -> str:
     """The card as a page, for whoever is handed the weights; ``name`` is theirs and their configuration's."""
-    config, teacher = card["config"], card["teacher"]
+    config = card["config"]
     steps = f"{card['steps_done']:,} steps"
     passed, minutes = card["steps_done"] * config["patches"], card["train_time_s"] / 60
     objective = f"{config['objective']}, perturbation {config['sigma_a']:g} noise SDs; no clean volume is shown"
     made_again = f"--config configs/{name}.json --dims {card['spatial_dims']} --out DIR"
-    if teacher:
+    if card["taught_by"]:
         objective = f"""\
-in one pass the mean of a teacher over all orientations, perturbed by up to as much |
-| teacher | SHA-256 {card["taught_by"]}, {teacher["steps_done"]:,} steps on noisy volumes as above: {objective}"""
+in one pass the mean of a teacher over all orientations, of volumes perturbed by up to {config["sigma_a"]:g} noise \
+SDs; no clean volume is shown |
+| teacher | SHA-256 {card["taught_by"]}; its own card is in `card.json`"""
         made_again = f"--teacher DIR {made_again}"
     if card["started_from"]:
         steps = f"{steps} from weights with SHA-256 {card['started_from']}"

@@ -93,13 +93,18 @@ def fit_to(
     Raises
     ------
     ModelError
-        If the weights to start from, or the teacher's, were trained under an objective of another scale.
+        If the weights to start from, or the teacher's, were trained under another objective than they need here.
     """
     scale = OBJECTIVES[config.objective](config.sigma_a).scale
-    if any(model is not None and model.scale != scale for model in (start, teacher)):
+    if start is not None and start.scale != scale:
         raise ModelError(
-            "the weights to start from, or to learn from, need another objective",
+            "the weights to start from need another objective",
             remedy="adapt them with objective total-unit-noise, or train from scratch",
+        )
+    if teacher is not None and not teacher.scale == scale == 1:
+        raise ModelError(
+            "a teacher and who learns from it need objective total-unit-noise",
+            remedy="give --set objective=total-unit-noise, and a teacher that was trained so",
         )
     network, taught_by = (model.centred(source.centre).network if model else None for model in (start, teacher))
     trainer = Trainer(source, config, compute, directory=directory, network=network, teacher=taught_by)

@@ -203,8 +203,8 @@ def filled(v: Tensor, stride: int, first: int = 2) -> Tensor:
     for axis in range(first, v.ndim):
         missing = -v.shape[axis] % stride
         if _in_a_program():  # by distances from the last place, none of which ties the program to a size
-            away = torch.arange(1 - v.shape[axis], missing + 1, device=v.device).abs()
-            v = v.flip(axis).index_select(axis, away)
+            away = torch.arange(1 - v.shape[axis], missing + 1, device=v.device).abs().clamp_max(v.shape[axis] - 1)
+            v = v.flip(axis).movedim(axis, 0)[away].movedim(0, axis)  # which takes an index of the CPU's on any device
         elif missing:
             v = torch.cat((v, mirrored(v, axis, missing)), axis)
     return v

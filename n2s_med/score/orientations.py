@@ -51,7 +51,7 @@ class Orientation:
     def of(self, network: ScoreUNet) -> ScoreUNet:
         """The network that says of a volume, restored, what ``network`` says of it laid in this orientation.
 
-        On sizes that its stride divides; on others the two pad at different ends.
+        On sizes that its stride divides; on others the two mirror at different ends.
         """
         network = copy.deepcopy(network)
         for module in network.modules():

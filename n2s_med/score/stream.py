@@ -249,7 +249,7 @@ class Filled(Iterator[Tensor]):
             if chunk.shape[2] < self.stride and self.newest is not None:
                 self.newest = torch.cat((self.newest, chunk), 2)[:, :, -self.stride :]
             else:
-                self.newest = chunk[:, :, -self.stride :]
+                self.newest = chunk[:, :, -self.stride :].clone()  # and not the slab of a volume that it is part of
         elif self.newest is not None and (missing := -self.planes % self.stride):
             chunk, self.newest = mirrored(self.newest, 2, missing), None
         else:

@@ -129,7 +129,7 @@ class Trainer:
         Weights to start from, which are kept where training does not improve on them; a new network otherwise.
     teacher
         A network whose mean over all orientations is learned, in place of the perturbation, which is then of any
-        strength up to ``config.sigma_a``, total-unit-noise.
+        strength up to ``config.sigma_a``, total-unit-noise, and neither antithetic nor a split of counts.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Trainer:
     ) -> None:
         self.source, self.config, self.compute = source, config, compute
         self.objective: Objective = OBJECTIVES[config.objective](config.sigma_a)
-        self.teacher = teacher.to(compute.device).eval().requires_grad_(False) if teacher else None
+        self.teacher = copy.deepcopy(teacher).to(compute.device).eval().requires_grad_(False) if teacher else None
         self.checkpoint = directory / "checkpoint.pt" if directory else None
         self.fine_tuning = network is not None
         self.network = (network or _new_network(source, config)).to(compute.device).train()
@@ -192,7 +192,7 @@ class Trainer:
     @property
     def learned_counts(self) -> bool:
         """Whether the best weights were learned from whole counts, split where they are few."""
-        return self.history.step[self.history.best] > 0 and self._all_counts
+        return self.history.step[self.history.best] > 0 and self._all_counts and not self.teacher
 
     # -- one step --------------------------------------------------------------------------------------
 

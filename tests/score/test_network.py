@@ -182,14 +182,12 @@ def test_centre_takes_the_level_out_of_the_network() -> None:
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-@pytest.mark.parametrize("more", [1, 2, 3])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_places_that_fill_the_coarsest_voxel_are_like_the_others(dims: int, more: int, seed: int) -> None:
+@pytest.mark.parametrize("more", [1, 3])
+def test_places_that_fill_the_coarsest_voxel_are_like_the_others(more: int, seed: int) -> None:
     """Filled with zeros, which are no noise, they had base weights take structure five planes away for noise."""
     x = textured_volume((40,) * 3, seeded(seed))[..., : 24 + more]
-    x = x if dims == 3 else x[20]
     v = (60 * (x - x.median()) + torch.randn(x.shape, generator=seeded(seed + 100)))[None, None]
-    unet = base_model(dims).network.eval()
+    unet = base_model(3).network.eval()
     with torch.no_grad():
         longer, whole = unet(v), unet(v[..., :24])
     assert float((longer[..., :20] - whole[..., :20]).abs().max()) < 0.7

@@ -490,6 +490,30 @@ def test_one_pass_learns_the_mean_of_the_teacher_over_all_orientations(correlate
     assert apart[1] < 0.4 * apart[0]
 
 
+class ByFirstAxis(ScoreUNet):
+    """Answers with the volume times the correlation of neighbours along its first axis."""
+
+    def forward(self, v: Tensor, traits: Tensor | None = None) -> Tensor:
+        """The volume, scaled."""
+        assert traits is not None
+        return traits[:, 0].view(-1, 1, 1, 1) * v
+
+
+def test_the_teacher_is_told_the_noise_as_the_volume_lies() -> None:
+    """Noise that correlates along one axis, perturbed by up to a half: asked twice, each time along either axis."""
+    kernel = torch.tensor([[0.36], [0.86], [0.36]])
+    noise = ScanNoise(Gaussian(1.0), Correlation(kernel / kernel.square().sum().sqrt()))
+    config = replace(CONFIG, objective="total-unit-noise", sigma_a=0.5)
+    run, along = of([volume(16, 16, noise=noise)], config, teacher=ByFirstAxis(2, (3, 4))), noise.correlation.traits[0]
+    patch, told, strengths = run.source.draw(seeded()), set(), []
+    for seed in range(20):
+        ((_, v, error),) = run._taught(patch, seeded(seed))
+        told.add(round(float((error(torch.zeros_like(v)).mean() / v.square().mean()).sqrt() / along), 3))
+        strengths.append(float((v - patch.u).square().mean().sqrt()))
+    assert told == {0.0, 0.5, 1.0}
+    assert max(strengths) > 3 * min(strengths)
+
+
 def test_a_run_of_another_teacher_is_not_taken_up(tmp_path: Path) -> None:
     scans, config = [volume(14, 13)], replace(CONFIG, objective="total-unit-noise")
     of(scans, config, tmp_path, teacher=random_network(2, (3, 4)))
